@@ -9,6 +9,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+
 /// The large bodies of the consumers of a process. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LargeBodies(Arc<Mutex<InMemory>>);
@@ -47,8 +49,21 @@ struct Large {
     of_process: LargeBodies,
     /// Its number in the process.
     connection: u64,
-    /// How many of the bytes are of this connection.
-    held: AtomicU64,
+    /// How many of the bytes are of bodies that the consumer does not have yet.
+    arriving: AtomicU64,
+}
+
+/// A large body that the consumer has. Its bytes count until this is dropped.
+#[derive(Debug)]
+pub(crate) struct InMemoryBody {
+    bytes: u64,
+    of_process: LargeBodies,
+}
+
+/// A body whose bytes count as long as any part of it is in memory.
+struct CountedBody {
+    body: Bytes,
+    _counted: InMemoryBody,
 }
 
 impl BodyLimit {
@@ -68,8 +83,8 @@ impl BodyLimit {
             all.connections += 1;
             all.connections
         };
-        let (of_process, held) = (of_process.clone(), AtomicU64::default());
-        let large = Large { budget: budget as u64, of_process, connection, held };
+        let (of_process, arriving) = (of_process.clone(), AtomicU64::default());
+        let large = Large { budget: budget as u64, of_process, connection, arriving };
         Self { small, large: Some(Arc::new(large)) }
     }
 
@@ -78,8 +93,8 @@ impl BodyLimit {
         bytes > self.small
     }
 
-    /// Decides whether a large body is received. Its bytes count until [`Self::release`], or until the connection and
-    /// the session are gone.
+    /// Decides whether a large body is received. Its bytes count until the consumer that [receives](Self::receive) it
+    /// drops it, or until the connection is gone before that.
     pub(crate) fn admit(&self, bytes: u64) -> bool {
         let Some(large) = self.large.as_deref() else { return false };
         let mut all = large.of_process.lock();
@@ -88,17 +103,16 @@ impl BodyLimit {
         if is_turn && fits {
             all.waiting.pop_front();
             all.bytes += bytes;
-            large.held.fetch_add(bytes, Relaxed);
+            large.arriving.fetch_add(bytes, Relaxed);
         }
         is_turn && fits
     }
 
-    /// A large body that was received is no longer in memory.
-    pub(crate) fn release(&self, bytes: u64) {
-        if let Some(large) = &self.large {
-            large.held.fetch_sub(bytes, Relaxed);
-            large.of_process.lock().bytes -= bytes;
-        }
+    /// The consumer has an admitted body of this many bytes. `None` if it is not large.
+    pub(crate) fn receive(&self, bytes: u64) -> Option<InMemoryBody> {
+        let large = self.large.as_deref().filter(|_| self.is_large(bytes))?;
+        large.arriving.fetch_sub(bytes, Relaxed);
+        Some(InMemoryBody { bytes, of_process: large.of_process.clone() })
     }
 
     /// From now on this connection has its turn before those that begin to wait later.
@@ -127,10 +141,30 @@ impl BodyLimit {
     }
 }
 
+impl InMemoryBody {
+    /// The body, which counts until its last clone is dropped: a call of the handler, or a copy that is being published,
+    /// may outlive the session.
+    pub(crate) fn counting(self, body: Bytes) -> Bytes {
+        Bytes::from_owner(CountedBody { body, _counted: self })
+    }
+}
+
+impl AsRef<[u8]> for CountedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+impl Drop for InMemoryBody {
+    fn drop(&mut self) {
+        self.of_process.lock().bytes -= self.bytes;
+    }
+}
+
 impl Drop for Large {
     fn drop(&mut self) {
         let mut all = self.of_process.lock();
-        all.bytes -= *self.held.get_mut();
+        all.bytes -= *self.arriving.get_mut();
         all.waiting.retain(|waiting| *waiting != self.connection);
     }
 }
@@ -144,10 +178,10 @@ mod tests {
         let limit = BodyLimit::few_above(10, 100, &LargeBodies::default());
         assert!(limit.is_large(11) && !limit.is_large(10));
         assert!(limit.admit(500) && !limit.admit(11));
-        limit.release(500);
+        drop(limit.receive(500));
         assert!(limit.clone().admit(60) && limit.admit(40) && !limit.admit(11));
-        limit.release(60);
-        assert!(limit.admit(11));
+        drop(limit.receive(60));
+        assert!(limit.admit(11) && limit.receive(10).is_none());
         assert!(!BodyLimit::up_to(10).admit(11) && !BodyLimit::NONE.is_large(u64::MAX));
     }
 
@@ -165,16 +199,30 @@ mod tests {
     }
 
     #[test]
+    fn a_body_counts_until_its_last_part_is_dropped_also_after_its_connection() {
+        let of_process = LargeBodies::default();
+        let [one, other] = [0; 2].map(|_| BodyLimit::few_above(10, 100, &of_process));
+        assert!(one.admit(500));
+        let body = one.receive(500).unwrap().counting(Bytes::from_static(b"large"));
+        let in_a_call = body.slice(3..);
+        drop((one, body));
+        assert!(!other.admit(11) && !other.has_turn());
+        assert_eq!(in_a_call, "ge");
+        drop(in_a_call);
+        assert!(other.has_turn() && other.admit(11));
+    }
+
+    #[test]
     fn a_connection_with_many_large_bodies_leaves_others_their_turn() {
         let of_process = LargeBodies::default();
         let [busy, other] = [0; 2].map(|_| BodyLimit::few_above(10, 100, &of_process));
         assert!(busy.admit(60));
         other.wait();
         assert!(!busy.admit(20), "it would fit, and another one waits");
-        busy.release(60);
+        drop(busy.receive(60));
         assert!(!busy.admit(20) && !busy.has_turn() && other.has_turn() && other.admit(500));
         busy.wait();
-        other.release(500);
+        drop(other.receive(500));
         assert!(!other.admit(20) && busy.admit(20));
         other.wait();
         other.give_up_turn();

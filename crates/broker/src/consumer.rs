@@ -13,6 +13,7 @@
 //! | [`settlement`] | which copies must be confirmed before a message may be acknowledged, and its reply |
 //! | [`unacked`] | which acknowledgements may be sent |
 //! | [`receipt_times`] | when a delivery was received |
+//! | [`bytes_in_calls`] | when a batch may be handled, although calls of earlier sessions go on |
 //! | [`acknowledgement`] | whether an acknowledgement was sent |
 //! | [`prefetch`] | how many deliveries may be unacknowledged |
 //! | [`suspects`] | messages that were redelivered too often; [`broker_requeues`] those that RabbitMQ requeued |
@@ -24,6 +25,7 @@ mod acknowledgement;
 mod batch;
 mod batch_builder;
 mod broker_requeues;
+mod bytes_in_calls;
 mod end;
 mod observer;
 mod outcome_counts;
@@ -40,7 +42,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain::clock::Clock;
-use domain::failure::Dependency;
 use domain::failure_policy::SLOW_LIMITS;
 use domain::repeated::RepeatedFailure;
 use metrics::Metrics;
@@ -56,6 +57,7 @@ use crate::reply::Replier;
 use crate::source::Source;
 use crate::{Handler, Publisher};
 use broker_requeues::BrokerRequeues;
+use bytes_in_calls::BytesInCalls;
 use end::End;
 use observer::Observer;
 use receipt_times::ReceiptTimes;
@@ -134,6 +136,7 @@ impl<H: Handler> Consumer<H> {
         let observer = Observer::new(source.queue(), metrics);
         let (state, _) = watch::channel(ConsumerState::Connecting);
         let broker_requeues = BrokerRequeues::default();
+        let bytes_in_calls = BytesInCalls::up_to(settings.bytes_in_calls());
         let shared = Shared {
             source,
             handler,
@@ -148,6 +151,7 @@ impl<H: Handler> Consumer<H> {
             broker_requeues,
             receipt_times: ReceiptTimes::default(),
             calls: TaskTracker::new(),
+            bytes_in_calls,
         };
         Self { shared: Arc::new(shared), inspector: None }
     }
@@ -247,7 +251,7 @@ impl<H: Handler> Consumer<H> {
         let mut backoff = Backoff::new();
         loop {
             tokio::time::sleep(backoff.next_pause()).await;
-            batch = match batch.filter(|_| dependency == Dependency::RabbitMq) {
+            batch = match batch {
                 Some(batch) => match batch.work(&self.shared).await {
                     Ok(_) => return,
                     Err((batch, _)) => Some(batch),

@@ -494,7 +494,7 @@ mod tests {
             deliveries(&given).into_iter().map(|(_, _, body)| body.len()).collect()
         };
         assert_eq!(received(&[5, 60, 20, 10, 20]), [5, 60, left_out, 10, left_out]);
-        limit.release(60);
+        drop(limit.receive(60));
         assert_eq!(received(&[20, 20, 20, 60]), [20, 20, left_out, left_out]);
     }
 

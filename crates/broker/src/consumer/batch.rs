@@ -15,6 +15,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Dependency, Failure, Refusal, Unavailable};
 use domain::failure_policy::{QUARANTINE_AFTER, REQUEST_TTL, SLOW_MESSAGE_LIMIT, SUSPECT_LIMIT};
@@ -29,6 +30,7 @@ use super::outcome_counts::OutcomeCounts;
 use super::settlement::{Copy, Decision, ItemFacts, OwedReply, publish, settle};
 use super::shared::Shared;
 use super::unacked::Tag;
+use crate::body_limit::InMemoryBody;
 use crate::source::FailurePolicy;
 use crate::{Delivery, Handled, Handler, Publication};
 
@@ -43,13 +45,33 @@ pub(super) struct Received {
     pub(super) delivery: Delivery,
     /// The time of the system clock, by which a request expires. The receipt time of the delivery may be later.
     clock: Timestamp,
+    size: Size,
+}
+
+/// How the memory of a delivery is limited.
+enum Size {
+    /// By [`Shared::bytes_in_calls`]: it needs so many bytes.
+    Small(usize),
+    /// By itself, while its body is in memory.
+    Large,
 }
 
 impl Received {
-    /// A delivery that the consumer receives now.
-    pub(super) fn new<H>(tag: Tag, delivery: lapin::message::Delivery, shared: &Shared<H>) -> Self {
+    /// A delivery of so many bytes that the consumer receives now.
+    pub(super) fn new<H>(
+        tag: Tag,
+        delivery: lapin::message::Delivery,
+        bytes: usize,
+        large: Option<InMemoryBody>,
+        shared: &Shared<H>,
+    ) -> Self {
         let clock = shared.clock.now();
-        Self { tag, delivery: shared.receipt_times.receive(delivery, clock), clock }
+        let mut delivery = shared.receipt_times.receive(delivery, clock);
+        let size = if large.is_some() { Size::Large } else { Size::Small(bytes) };
+        if let Some(large) = large {
+            delivery.body = large.counting(delivery.body);
+        }
+        Self { tag, delivery, clock, size }
     }
 }
 
@@ -209,8 +231,7 @@ impl<I> Batch<I> {
             self.stage = match self.stage {
                 Stage::Received => Stage::Read(read(&self.received, self.lane, shared)),
                 Stage::Read(Reading { items, early }) => {
-                    let level = slow_level(&self.received);
-                    let (items, handled) = decide_whole(items, level, shared).await;
+                    let (items, handled) = decide_whole(items, &self.received, shared).await;
                     let reading = Reading { items, early };
                     match handled {
                         Ok(handled) => {
@@ -336,15 +357,26 @@ fn refusal_of_unreadable(delivery: &Delivery, failure_policy: FailurePolicy) -> 
 }
 
 /// Calls the handler in a task of its own: a session that ends drops its batches, and a handler must not be dropped
-/// between two of its effects. A drain waits for it; only the end of the process stops it.
+/// between two of its effects. A drain waits for it; only the end of the process stops it. Until it ends, what it was
+/// called with counts as in memory.
 async fn decide_whole<H: Handler>(
     items: Vec<H::Item>,
-    slow_level: u32,
+    received: &[Received],
     shared: &Arc<Shared<H>>,
 ) -> (Vec<H::Item>, Result<Vec<Handled>, Unavailable>) {
+    let slow_level = slow_level(received);
+    let is_large = |it: &&Received| matches!(it.size, Size::Large);
+    let large: Vec<Bytes> =
+        received.iter().filter(is_large).map(|it| it.delivery.body.clone()).collect();
+    let small = received.iter().map(|it| match it.size {
+        Size::Small(bytes) => bytes,
+        Size::Large => 0,
+    });
+    let in_memory = (shared.bytes_in_calls.room_for(small.sum()).await, large);
     let (calls, shared) = (shared.calls.clone(), shared.clone());
     let work = async move {
         let handled = decide(&items, shared.handler(slow_level), &shared).await;
+        drop(in_memory);
         (items, handled)
     };
     match calls.spawn(work.in_current_span()).await {

@@ -15,7 +15,7 @@ mod phase;
 mod slow;
 mod state;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use domain::failure::Dependency;
@@ -103,7 +103,7 @@ impl<H: Handler> Session<H> {
             prefetch,
             unacked: UnackedDeliveries::default(),
             limit,
-            large: HashMap::new(),
+            large: HashSet::new(),
             waiting_for_memory: VecDeque::new(),
             over_byte_limit: 0,
             batch_builder: BatchBuilder::new(limits),
@@ -228,18 +228,14 @@ impl<H: Handler> Session<H> {
             return self.requeue(tag);
         }
         self.prefetch.observe(bytes);
-        let is_large = self.limit.is_large(body_bytes);
+        let large = self.limit.receive(body_bytes);
         let unacked_bytes = self.unacked.bytes();
         if unacked_bytes > 0 && unacked_bytes + bytes > self.shared.settings.max_inflight_bytes {
-            drop(delivery);
-            if is_large {
-                self.limit.release(body_bytes);
-            }
             return self.requeue(tag);
         }
         self.unacked.deliver(tag, bytes).map_err(End::Gap)?;
-        if is_large {
-            self.large.insert(tag, body_bytes);
+        if large.is_some() {
+            self.large.insert(tag);
         }
         if !failpoints::holds(Guard::AcknowledgementAfterEffect) {
             let channel = self.channel.clone();
@@ -248,7 +244,7 @@ impl<H: Handler> Session<H> {
                 Report::RequestSent(Ok(()))
             });
         }
-        let received = Received::new(tag, delivery, &self.shared);
+        let received = Received::new(tag, delivery, bytes, large, &self.shared);
         self.batch_builder.push(received, bytes, self.last_progress);
         Ok(())
     }
@@ -425,9 +421,7 @@ impl<H: Handler> Session<H> {
         self.slow = SlowMessage::default();
         for tag in tags {
             self.unacked.finish(tag);
-            if let Some(body_bytes) = self.large.remove(&tag) {
-                self.limit.release(body_bytes);
-            }
+            self.large.remove(&tag);
         }
         match self.phase {
             Phase::FillingPrefetch(..) => Ok(()),

@@ -86,6 +86,11 @@ impl Settings {
 
     /// The most bytes of bodies in a batch, unless one body alone is larger.
     pub(super) fn batch_bytes(&self) -> usize {
-        self.max_inflight_bytes / BATCH_BYTES_DIVISOR / self.batches_in_flight
+        self.bytes_in_calls() / self.batches_in_flight
+    }
+
+    /// The most bytes of bodies in all calls of the handler, unless one body alone is larger.
+    pub(super) fn bytes_in_calls(&self) -> usize {
+        self.max_inflight_bytes / BATCH_BYTES_DIVISOR
     }
 }

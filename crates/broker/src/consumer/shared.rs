@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::broker_requeues::BrokerRequeues;
+use super::bytes_in_calls::BytesInCalls;
 use super::observer::Observer;
 use super::receipt_times::ReceiptTimes;
 use super::settings::{ConsumerState, Settings};
@@ -34,6 +35,8 @@ pub(super) struct Shared<H> {
     pub(super) receipt_times: ReceiptTimes,
     /// The calls of the handler that have begun and not ended, also those of earlier sessions.
     pub(super) calls: TaskTracker,
+    /// What was received for these calls.
+    pub(super) bytes_in_calls: BytesInCalls,
 }
 
 impl<H: Handler> Shared<H> {

@@ -85,6 +85,69 @@ async fn a_handler_that_has_begun_finishes_although_the_connection_is_lost() {
 }
 
 #[tokio::test]
+async fn a_large_body_of_a_lost_connection_counts_until_its_call_ends_and_neighbours_do_not_wait() {
+    let bench = Bench::new().await;
+    let (proxy, endpoints) = behind_a_proxy(&bench).await;
+    let script = Script::default();
+    let source = Source::dead_letters(WorkQueue::SaveMessage);
+    let settings =
+        Settings { max_inflight_bytes: 10_000, largest_body: 100, ..Settings::default() };
+    let mut running = bench.run_at(endpoints, script.at(source), settings);
+    running.reaches(ConsumerState::Consuming).await;
+    let large = format!("wait {}", "x".repeat(1 << 20));
+    bench.publish(source.queue(), [&large]).await;
+    script.was_called(1).await;
+
+    proxy.cut().await.unwrap();
+    running.reaches(ConsumerState::Connecting).await;
+    bench.eventually_ready(source.queue(), 1).await;
+    bench.publish(source.queue(), ["ok"]).await;
+    proxy.restore().await.unwrap();
+    script.has_handled(1).await;
+    // Its redelivery precedes the other one.
+    assert_eq!((script.decoded(), script.bodies()), (2, vec!["ok".to_owned()]));
+
+    // Both calls with it end: the one that has begun, and the one for its redelivery.
+    script.open_gate();
+    script.was_called(3).await;
+    script.open_gate();
+    running.drain().await;
+    assert_eq!(script.bodies(), ["ok", &large, &large]);
+    bench.eventually_ready(source.queue(), 0).await;
+}
+
+#[tokio::test]
+async fn calls_of_earlier_sessions_take_the_memory_of_later_ones() {
+    let bench = Bench::new().await;
+    let (proxy, endpoints) = behind_a_proxy(&bench).await;
+    let script = Script::default();
+    // The bodies of all calls have a sixteenth of it: one such message fits, and two do not.
+    let settings = Settings {
+        max_inflight_bytes: 16 * 10_000,
+        largest_body: 10_000,
+        linger: Duration::ZERO,
+        ..Settings::default()
+    };
+    let mut running = bench.run_at(endpoints, script.at(SOURCE), settings);
+    running.reaches(ConsumerState::Consuming).await;
+    bench.publish(QUEUE, [format!("wait {}", "x".repeat(6_000))]).await;
+    script.was_called(1).await;
+
+    proxy.cut().await.unwrap();
+    running.reaches(ConsumerState::Connecting).await;
+    bench.eventually_ready(QUEUE, 1).await;
+    proxy.restore().await.unwrap();
+    script.has_decoded(2).await;
+    bench.publish(QUEUE, ["ok"]).await;
+    script.has_decoded(3).await;
+    assert_eq!(script.calls(), 1, "the redelivery waits until the call that has begun ends");
+    (0..2).for_each(|_| script.open_gate());
+    script.has_handled(2).await;
+    running.drain().await;
+    bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
 async fn receipt_times_increase_across_connections_although_the_clock_goes_back() {
     let bench = Bench::new().await;
     bench.reverse_clock();

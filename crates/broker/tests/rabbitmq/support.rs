@@ -400,6 +400,15 @@ impl Script {
         .await;
     }
 
+    /// Waits until it has decoded this many deliveries.
+    pub(crate) async fn has_decoded(&self, deliveries: usize) {
+        eventually(format!("{deliveries} decoded deliveries"), LIMIT, async || {
+            let decoded = self.decoded();
+            if decoded >= deliveries { Ok(()) } else { Err(format!("{decoded} so far")) }
+        })
+        .await;
+    }
+
     /// Waits for this many further probes.
     pub(crate) async fn is_probed_again(&self, times: usize) {
         let probes = || self.inner.probes.load(Ordering::SeqCst);

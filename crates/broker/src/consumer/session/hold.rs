@@ -19,8 +19,8 @@ pub(super) struct Hold<I> {
 /// The unavailable dependency of a session that ended during a hold.
 pub(in crate::consumer) struct Outage<I> {
     pub(in crate::consumer) dependency: Dependency,
-    /// One of the held batches; `None` if all of them were being handled again. Its messages were
-    /// requeued. Handling it again shows whether the dependency is available.
+    /// If RabbitMQ did not confirm its copies: one of the held batches, unless all of them were being handled again.
+    /// Its messages were requeued. Publishing its copies again shows whether RabbitMQ is available.
     pub(in crate::consumer) batch: Option<Batch<I>>,
 }
 
@@ -43,6 +43,7 @@ impl<I> Hold<I> {
 
     /// The outage to wait for after the session.
     pub(super) fn into_outage(mut self) -> Outage<I> {
-        Outage { dependency: self.dependency, batch: self.batches.pop_front() }
+        let batch = self.batches.pop_front().filter(|_| self.dependency == Dependency::RabbitMq);
+        Outage { dependency: self.dependency, batch }
     }
 }

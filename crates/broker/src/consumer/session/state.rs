@@ -1,6 +1,6 @@
 //! The state of a session.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use domain::failure::Unavailable;
@@ -32,9 +32,9 @@ pub(in crate::consumer) struct Session<H: Handler> {
     /// The prefetch with which the consumer was registered.
     pub(super) registered: u16,
     pub(super) unacked: UnackedDeliveries,
-    /// Which bodies are received, and the sizes of the large ones that are being handled.
+    /// Which bodies are received, and which deliveries that are being handled have large ones.
     pub(super) limit: BodyLimit,
-    pub(super) large: HashMap<Tag, u64>,
+    pub(super) large: HashSet<Tag>,
     /// Deliveries whose large bodies were left out, because another consumer of this process has one.
     pub(super) waiting_for_memory: VecDeque<Tag>,
     /// Deliveries that were requeued over the byte limit and are not logged yet.
