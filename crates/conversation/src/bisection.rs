@@ -318,6 +318,20 @@ mod tests {
         assert_eq!((saved.len(), at_fault.as_slice()), (0, &[1, 2, 3, 4, 5][..]));
     }
 
+    #[tokio::test]
+    async fn a_part_without_an_answer_is_tried_further_only_beside_another_test_write() {
+        let (database, metrics) = (never_connected(), Metrics::new());
+        let batch: Vec<u32> = (0..9).collect();
+        let no_answer = || Error::TimedOut(Duration::from_secs(1));
+        for answers in [true, false] {
+            let mut bisection = Bisection::new(&batch, |_| None, &database, &metrics);
+            bisection.succeeded(&batch[..1]);
+            let test_write = |_| async move { if answers { Ok(()) } else { Err(no_answer()) } };
+            let tried = bisection.failed(&batch[1..], no_answer(), test_write).await;
+            assert_eq!(tried.is_ok(), answers);
+        }
+    }
+
     #[test]
     fn an_empty_batch_is_never_tried() {
         assert_eq!(run(&[], |_| true, true).2, 0);

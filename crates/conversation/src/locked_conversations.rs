@@ -159,6 +159,19 @@ mod tests {
         assert!(batches.is_empty(), "an item succeeded");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn of_conversations_that_postgresql_found_locked_each_is_soon_tried_in_the_slow_queue() {
+        let slow = LockedConversations::default().of_slow_items();
+        let keys: Vec<_> = (0..300).map(|n| key(&format!("c{n}"))).collect();
+        let held = Failure::Locked("held".into());
+        slow.found(keys.iter(), &held);
+        tokio::time::advance(LOCKED_FOR_SLOW).await;
+        assert_eq!(slow.failure(&keys[7], "m"), None, "no item has waited for it yet");
+        slow.record(&keys[7], "m", &held);
+        tokio::time::advance(LOCKED_FOR_SLOW).await;
+        assert_eq!(slow.failure(&keys[7], "another"), Some(held));
+    }
+
     /// A slow queue in which each item is handled in turn, and returns after 5 s if it is locked.
     #[tokio::test(start_paused = true)]
     async fn of_many_locked_conversations_in_a_slow_queue_half_of_the_time_remains_for_others() {

@@ -106,6 +106,31 @@ async fn consumers_of_a_process_have_one_large_body_and_neighbours_of_another_do
 }
 
 #[tokio::test]
+async fn a_queue_with_many_large_bodies_leaves_another_queue_its_turn() {
+    let bench = Bench::new().await;
+    let [many, one] = [WorkQueue::SaveMessage, WorkQueue::Session].map(Source::dead_letters);
+    let large = |n: usize| format!("wait {n} {}", "x".repeat(1 << 20));
+    let settings =
+        Settings { max_inflight_bytes: 10_000, largest_body: 100, ..Settings::default() };
+    let (busy, other) = (Script::default(), Script::default());
+    bench.publish(many.queue(), (0..4).map(large)).await;
+    let has_many = bench.run(many, &busy, settings.clone());
+    busy.was_called(1).await;
+    bench.publish(one.queue(), [large(0), "ok behind it".to_owned()]).await;
+    let has_one = bench.run(one, &other, settings);
+    other.has_handled(1).await;
+    busy.open_gate();
+    other.was_called(2).await;
+    assert_eq!(busy.calls(), 1, "the second of its bodies waits");
+    other.open_gate();
+    (0..3).for_each(|_| busy.open_gate());
+    busy.has_handled(4).await;
+    other.has_handled(2).await;
+    has_many.drain().await;
+    has_one.drain().await;
+}
+
+#[tokio::test]
 async fn a_consumer_stops_while_a_body_waits_for_memory() {
     let bench = Bench::new().await;
     let [first, second] = [WorkQueue::SaveMessage, WorkQueue::Session].map(Source::dead_letters);

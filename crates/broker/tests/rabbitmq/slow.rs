@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use broker::topology::{RetryQueue, WorkQueue};
-use broker::{ConsumerState, Endpoints, Settings, Source};
-use domain::failure_policy::{SLOW_LIMITS, SLOW_MESSAGE_LIMIT};
-use lapin::options::QueueDeleteOptions;
+use broker::{ConsumerState, Endpoints, Publisher, Settings, Source};
+use domain::failure_policy::{SLOW_LIMITS, SLOW_MESSAGE_LIMIT, SUSPECT_LIMIT};
+use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use metrics::{ConsumerRestart, Counter, DeliveryOutcome};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
-use crate::support::{Bench, LIMIT, Script};
+use crate::support::{Bench, LIMIT, Probe, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 const DLQ: &str = WorkQueue::SaveMessage.dlq();
@@ -201,6 +201,66 @@ async fn a_slow_message_that_kills_its_worker_again_and_again_is_a_dead_letter()
     assert_eq!(text(&headers, "x-verbatim-reason"), "delivery_limit");
     slow.drain().await;
     assert_eq!(script.calls(), limit);
+}
+
+#[tokio::test]
+async fn a_slow_message_survives_two_messages_that_kill_its_worker() {
+    let bench = Bench::new().await;
+    let (script, killing) = (Script::default(), Script::default());
+    bench.publish(SLOW, ["wait"]).await;
+    for dead_letters in 1..=2 {
+        bench.publish(QUEUE, [format!("wait {dead_letters}")]).await;
+        // In its queue, as a suspect beside others, and alone.
+        while bench.ready(DLQ).await < dead_letters {
+            let (slow_calls, calls) = (script.calls(), killing.calls());
+            let worker = bench.run(SOURCE, &killing, settings());
+            let slow = bench.run_slow(SOURCE, &script, settings());
+            script.was_called(slow_calls + 1).await;
+            eventually("the killing message", LIMIT, async || {
+                let is_dead_letter = bench.ready(DLQ).await == dead_letters;
+                let is_handled = killing.calls() > calls;
+                if is_handled || is_dead_letter { Ok(()) } else { Err("not yet".to_owned()) }
+            })
+            .await;
+            drop((worker, slow));
+            bench.eventually_ready(SLOW, 1).await;
+        }
+    }
+    assert!(script.calls() > 2 * usize::try_from(SUSPECT_LIMIT).unwrap(), "{}", script.calls());
+    script.open_gate();
+    let slow = bench.run_slow(SOURCE, &script, settings());
+    script.has_handled(1).await;
+    slow.drain().await;
+    assert_eq!(bench.ready(DLQ).await, 2);
+}
+
+#[tokio::test]
+async fn holds_whose_copies_are_not_confirmed_cost_a_slow_message_nothing_either() {
+    let mut bench = Bench::new().await;
+    let script = Script::default();
+    script.dependency_unavailable(true);
+    script.set_probe(Probe::AlwaysSucceeds);
+    bench.publish(SLOW, ["ok"]).await;
+    for _ in 1..SLOW_MESSAGE_LIMIT {
+        let options = BasicGetOptions { no_ack: false };
+        let message = bench.raw.basic_get(SLOW.into(), options).await.unwrap().unwrap();
+        let again = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        message.delivery.acker.nack(again).await.unwrap();
+        bench.eventually_ready(SLOW, 1).await;
+    }
+    let proxy = Proxy::before(&bench.url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    bench.publisher = Publisher::new(endpoints, bench.metrics.clone());
+    proxy.freeze();
+    let settings = Settings { hold_limit: Duration::from_millis(200), ..settings() };
+    let slow = bench.run_slow(SOURCE, &script, settings);
+    // The first delivery has one redelivery less than the limit.
+    script.was_called(4).await;
+    script.dependency_unavailable(false);
+    script.has_handled(1).await;
+    proxy.restore().await.unwrap();
+    slow.drain().await;
+    all_queues_are_empty(&bench).await;
 }
 
 #[tokio::test]

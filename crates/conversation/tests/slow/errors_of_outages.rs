@@ -73,6 +73,34 @@ async fn many_messages_that_fail_as_in_an_outage_are_handled_apart_while_test_wr
     );
 }
 
+/// Messages with the content `slow` take 10 s. Test writes succeed once, and then fail.
+async fn slow_rows_and_one_test_write(env: &TestEnv) {
+    sql(
+        env,
+        "CREATE SEQUENCE test_writes;
+         CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF NEW.content = 'slow' THEN PERFORM pg_sleep(10); END IF;
+             IF NEW.content = 'a test write' AND nextval('test_writes') > 1 THEN
+                 RAISE EXCEPTION 'made by the test' USING ERRCODE = '58030';
+             END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER slow BEFORE INSERT ON message_rows FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn many_time_outs_in_a_row_are_no_fault_of_the_messages_if_a_test_write_fails_then() {
+    let (env, _) = stores().await;
+    slow_rows_and_one_test_write(&env).await;
+    let hasty = hasty(&env, Duration::from_millis(500));
+    let slow: Vec<_> = (0..32).map(|n| message(&format!("m{n}"), "slow")).collect();
+    let saved = hasty.saver.save(&slow).await;
+    assert!(saved.is_err(), "PostgreSQL counts as unavailable: {saved:?}");
+    assert_eq!(sql(&env, "SELECT last_value FROM test_writes").await, "2");
+}
+
 #[tokio::test]
 async fn a_session_event_that_fails_as_in_an_outage_is_handled_apart_and_others_are_recorded() {
     let (env, replica) = stores().await;
