@@ -114,10 +114,9 @@ impl Storage {
                         );
                         return Ok(None);
                     }
-                    Err(error) if error.is_time_out() || error.may_concern_one_item() => {
-                        return Ok(Some(failed_alone(error)));
+                    Err(error) if is_outage(&error) => {
+                        return self.of_this_one(error).await.map(Some);
                     }
-                    Err(error) if is_outage(&error) => return Err(error.into()),
                     Err(refusal) => error = refusal,
                 }
             }
@@ -133,6 +132,17 @@ impl Storage {
             "PostgreSQL refused a dead letter (attempt {attempt}); it is retried"
         );
         Ok(Some(Failure::Retry(error.into())))
+    }
+
+    /// The failure of a dead letter with which PostgreSQL fails as in an outage, if a test write succeeds beside it.
+    async fn of_this_one(&self, error: database::Error) -> Result<Failure, Unavailable> {
+        let may_be = error.is_time_out() || error.is_lock() || error.may_concern_one_item();
+        let test_write = || self.database.batches().check_dead_letters();
+        if may_be && retry_transient(&self.metrics, test_write).await.is_ok() {
+            Ok(failed_alone(error))
+        } else {
+            Err(error.into())
+        }
     }
 
     /// Stores dead letters in one transaction, which also invalidates the hot copies that may lack their messages.

@@ -28,6 +28,44 @@ async fn a_message_with_an_id_too_large_for_an_index_is_a_dead_letter_and_delays
 }
 
 #[tokio::test]
+async fn a_dead_letter_of_which_less_is_stored_waits_in_an_outage_and_is_not_blamed_for_it() {
+    let scenario = Scenario::new().await;
+    scenario
+        .sql(
+            "CREATE SEQUENCE in_part; CREATE SEQUENCE test_writes;
+             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF NEW.not_stored IS NOT NULL THEN
+                     PERFORM nextval('in_part');
+                     RAISE EXCEPTION 'the outage begins' USING ERRCODE = '58030';
+                 END IF;
+                 IF (SELECT is_called FROM in_part) THEN
+                     PERFORM nextval('test_writes');
+                     RAISE EXCEPTION 'the outage goes on' USING ERRCODE = '58030';
+                 END IF;
+                 IF NEW.body LIKE 'what is%' THEN
+                     RAISE EXCEPTION 'refused by the test' USING ERRCODE = '22023';
+                 END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON dead_letters
+                 FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+        .await;
+    let collector = scenario.start(COLLECTOR).await;
+    scenario.agent().send(vec![dead_letter(1)]).await;
+    scenario.until_sql("SELECT is_called FROM test_writes", "true").await;
+    scenario.sql("DROP TRIGGER refuse ON dead_letters").await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters WHERE not_stored IS NULL", "1").await;
+    let counts = Counts::of(&collector).await;
+    for outcome in ["slow", "retried"] {
+        let moved = [("queue", DEAD_LETTERS), ("outcome", outcome)];
+        assert_eq!(counts.sum("verbatim_deliveries_total", &moved), 0.0, "{outcome}");
+    }
+    scenario.finish([collector]).await;
+}
+
+#[tokio::test]
 async fn a_dead_letter_that_postgresql_refuses_is_reported_while_it_waits_for_a_retry() {
     let scenario = Scenario::new().await;
     scenario
