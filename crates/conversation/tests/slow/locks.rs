@@ -26,8 +26,11 @@ fn only_every_third_is_locked(outcomes: &[Outcome]) {
     }
 }
 
-fn splits(replica: &Replica) -> u64 {
-    replica.metrics.count(Counter::TransactionRetries { class: TransactionRetry::Split })
+/// Halving down to every third one would be hundreds of splits. One or two are of a busy machine.
+fn not_halved(replica: &Replica) {
+    let splits = Counter::TransactionRetries { class: TransactionRetry::Split };
+    let splits = replica.metrics.count(splits);
+    assert!(splits <= 2, "{splits} splits");
 }
 
 #[tokio::test]
@@ -39,7 +42,7 @@ async fn of_a_batch_with_many_locked_conversations_the_others_are_saved_without_
     assert_eq!(replica.save(&batch("m1")).await, vec![applied(); CONVERSATIONS]);
     let rows = lock(&env, LOCKED).await;
     only_every_third_is_locked(&replica.saver.save(&batch("m2")).await.unwrap());
-    assert_eq!(splits(&replica), 0);
+    not_halved(&replica);
     // The next batch does not wait for them.
     let mut later = batch("m3");
     later.truncate(30);
@@ -64,6 +67,6 @@ async fn of_many_session_events_of_locked_conversations_the_others_are_recorded_
     let rows = lock(&env, LOCKED).await;
     let closed = replica.sessions.record(&events("session_closed")).await.unwrap();
     only_every_third_is_locked(&closed);
-    assert_eq!(splits(&replica), 0);
+    not_halved(&replica);
     rows.release().await;
 }
