@@ -22,7 +22,7 @@ label! {
         Rerouted = "rerouted",
         /// A copy was published to the suspect queue: it had been redelivered too often.
         Quarantined = "quarantined",
-        /// A copy was published to the slow queue: alone it took longer than the time limit, or its rows were locked. A locked message counts with every try; its copy waits 5 s in `domain.retry.5000` first.
+        /// A copy was published to the slow queue: alone it took longer than the time limit, its rows were locked, or PostgreSQL failed with it alone as in an outage. A locked message counts with every try; its copy waits 5 s in `domain.retry.5000` first.
         Slow = "slow",
         /// A request was refused or failed: nothing of it is kept.
         Refused = "refused",
