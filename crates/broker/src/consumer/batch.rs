@@ -66,12 +66,14 @@ impl Received {
         shared: &Shared<H>,
     ) -> Self {
         let clock = shared.clock.now();
-        let mut delivery = shared.receipt_times.receive(delivery, clock);
-        let size = if large.is_some() { Size::Large } else { Size::Small(bytes) };
+        let delivery = shared.receipt_times.receive(delivery, clock);
+        let size = Size::Small(bytes);
+        let mut received = Self { tag, delivery, clock, size };
         if let Some(large) = large {
-            delivery.body = large.counting(delivery.body);
+            received.delivery.body = large.counting(std::mem::take(&mut received.delivery.body));
+            received.size = Size::Large;
         }
-        Self { tag, delivery, clock, size }
+        received
     }
 }
 
