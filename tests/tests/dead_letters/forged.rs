@@ -45,7 +45,11 @@ async fn messages_with_a_forged_x_death_are_found_and_those_behind_them_are_save
     // RabbitMQ dead-letters more of them at once: the honest one is rerouted and saved.
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let more = "application:set_env(rabbit, dead_letter_worker_consumer_prefetch, 1000).";
-    server.rabbitmqctl(&["eval", more]).await.unwrap();
+    // What RabbitMQ cannot route while its queues still start, it publishes again after 3 min by default.
+    let sooner = "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 5000).";
+    for setting in [more, sooner] {
+        server.rabbitmqctl(&["eval", setting]).await.unwrap();
+    }
     server.rabbitmqctl(&["stop_app"]).await.unwrap();
     server.rabbitmqctl(&["start_app"]).await.unwrap();
     scenario.until_sql("SELECT string_agg(id, ',') FROM messages", "m1").await;
