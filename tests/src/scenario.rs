@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use broker::Publication;
 use broker::inspect::Inspector;
@@ -422,7 +423,15 @@ impl Scenario {
     /// # Panics
     /// When it does not within [`LIMIT`]; the message has the last value.
     pub async fn until_sql(&self, query: &str, wanted: &str) {
-        let limit = LIMIT.as_secs();
+        self.until_sql_within(LIMIT, query, wanted).await;
+    }
+
+    /// [`Self::until_sql`] with a limit of its own.
+    ///
+    /// # Panics
+    /// When the query does not return the value within the limit; the message has the last value.
+    pub async fn until_sql_within(&self, limit: Duration, query: &str, wanted: &str) {
+        let limit = limit.as_secs();
         let wait = format!(
             "DO $wait$
              DECLARE seen text; stop timestamptz := clock_timestamp() + interval '{limit} s';

@@ -45,33 +45,23 @@ pub(super) struct Received {
     pub(super) delivery: Delivery,
     /// The time of the system clock, by which a request expires. The receipt time of the delivery may be later.
     clock: Timestamp,
-    size: Size,
-}
-
-/// How the memory of a delivery is limited.
-enum Size {
-    /// By [`Shared::bytes_in_calls`]: it needs so many bytes.
-    Small(usize),
-    /// By itself, while its body is in memory.
-    Large,
+    /// Its body counts by itself ([`InMemoryBody`]), those of others by [`Shared::bytes_in_calls`].
+    is_large: bool,
 }
 
 impl Received {
-    /// A delivery of so many bytes that the consumer receives now.
+    /// A delivery that the consumer receives now.
     pub(super) fn new<H>(
         tag: Tag,
         delivery: lapin::message::Delivery,
-        bytes: usize,
         large: Option<InMemoryBody>,
         shared: &Shared<H>,
     ) -> Self {
         let clock = shared.clock.now();
         let delivery = shared.receipt_times.receive(delivery, clock);
-        let size = Size::Small(bytes);
-        let mut received = Self { tag, delivery, clock, size };
+        let mut received = Self { tag, delivery, clock, is_large: large.is_some() };
         if let Some(large) = large {
             received.delivery.body = large.counting(std::mem::take(&mut received.delivery.body));
-            received.size = Size::Large;
         }
         received
     }
@@ -367,13 +357,10 @@ async fn decide_whole<H: Handler>(
     shared: &Arc<Shared<H>>,
 ) -> (Vec<H::Item>, Result<Vec<Handled>, Unavailable>) {
     let slow_level = slow_level(received);
-    let is_large = |it: &&Received| matches!(it.size, Size::Large);
-    let large: Vec<Bytes> =
-        received.iter().filter(is_large).map(|it| it.delivery.body.clone()).collect();
-    let small = received.iter().map(|it| match it.size {
-        Size::Small(bytes) => bytes,
-        Size::Large => 0,
-    });
+    let large = received.iter().filter(|it| it.is_large);
+    let large: Vec<Bytes> = large.map(|it| it.delivery.body.clone()).collect();
+    // Headers do not count: they are dropped with the session.
+    let small = received.iter().filter(|it| !it.is_large).map(|it| it.delivery.body.len());
     let in_memory = (shared.bytes_in_calls.room_for(small.sum()).await, large);
     let (calls, shared) = (shared.calls.clone(), shared.clone());
     let work = async move {

@@ -244,7 +244,7 @@ impl<H: Handler> Session<H> {
                 Report::RequestSent(Ok(()))
             });
         }
-        let received = Received::new(tag, delivery, bytes, large, &self.shared);
+        let received = Received::new(tag, delivery, large, &self.shared);
         self.batch_builder.push(received, bytes, self.last_progress);
         Ok(())
     }

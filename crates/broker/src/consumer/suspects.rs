@@ -122,9 +122,8 @@ impl<H: Handler> Suspects<'_, H> {
                 }
                 continue;
             }
-            let memory = Moved::memory(&message.delivery);
-            bytes += memory;
-            let received = Received::new(tag, message.delivery, memory, None, self.shared);
+            bytes += Moved::memory(&message.delivery);
+            let received = Received::new(tag, message.delivery, None, self.shared);
             self.unacked.extend(id_of(&received.delivery));
             if received.delivery.delivery_count() > 0 {
                 alone = Some(received);
