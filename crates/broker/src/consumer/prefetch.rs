@@ -93,7 +93,7 @@ impl Prefetch {
         Some(if grows { Change::Grows } else { Change::Shrinks })
     }
 
-    /// A body of so many bytes is to be expected: the first prefetch is one that fits it.
+    /// A message of so many bytes is to be expected: the first prefetch is one that fits it.
     pub(super) fn expect_bodies_of(&mut self, bytes: u64) {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         self.largest_body = self.largest_body.max(bytes);

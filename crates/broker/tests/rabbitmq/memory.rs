@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use broker::topology::WorkQueue;
 use broker::{Settings, Source};
+use metrics::{Counter, DeliveryOutcome};
 use testkit::raw_amqp::{RawAmqp, properties, text_header};
 
 use crate::support::{Bench, Script};
@@ -16,21 +17,37 @@ const HEADER_BYTES: usize = 100_000;
 /// A header counts as sent, and 40 times once it is parsed. Ten such messages fit, and eleven do not.
 const MAX_INFLIGHT_BYTES: usize = 42 * HEADER_BYTES * FIT as usize;
 
-/// Publishes small bodies with large headers.
-async fn flood(bench: &Bench, queue: &str) {
+/// Publishes so many small bodies with large headers.
+async fn flood(bench: &Bench, queue: &str, messages: u32) {
     let mut raw = RawAmqp::connect(&bench.url).await;
     let large = properties(None, &text_header(b"h", &vec![b'x'; HEADER_BYTES]));
-    for n in 0..MESSAGES {
+    for n in 0..messages {
         raw.publish("", queue.as_bytes(), &large, format!("wait {n}").as_bytes()).await;
     }
-    bench.eventually_ready(queue, MESSAGES).await;
+    bench.eventually_ready(queue, messages).await;
+}
+
+#[tokio::test]
+async fn what_is_returned_over_the_byte_limit_is_returned_once_and_is_no_suspect() {
+    const MANY: u32 = 8 * FIT;
+    let (bench, script) = (Bench::new().await, Script::default());
+    flood(&bench, QUEUE.name(), MANY).await;
+    (0..MANY).for_each(|_| script.open_gate());
+    let settings = Settings { max_inflight_bytes: MAX_INFLIGHT_BYTES, ..Settings::default() };
+    let running = bench.run(Source::work(QUEUE), &script, settings);
+    script.has_handled(MANY as usize).await;
+    running.drain().await;
+    let count = |outcome| bench.metrics.count(Counter::Deliveries { queue: QUEUE.name(), outcome });
+    assert_eq!(count(DeliveryOutcome::Quarantined), 0);
+    let returned = count(DeliveryOutcome::Requeued);
+    assert!(returned < u64::from(MANY), "{returned} returns of {MANY} messages");
 }
 
 #[tokio::test]
 async fn headers_count_towards_the_byte_limit_in_work_queues_and_dead_letter_queues() {
     for source in [Source::work(QUEUE), Source::dead_letters(QUEUE)] {
         let (bench, script) = (Bench::new().await, Script::default());
-        flood(&bench, source.queue()).await;
+        flood(&bench, source.queue(), MESSAGES).await;
         let settings = Settings { max_inflight_bytes: MAX_INFLIGHT_BYTES, ..Settings::default() };
         let running = bench.run(source, &script, settings);
         // The others were delivered, too: the first prefetch is 40. They were returned.
@@ -45,7 +62,7 @@ async fn headers_count_towards_the_byte_limit_in_work_queues_and_dead_letter_que
 #[tokio::test]
 async fn headers_count_towards_the_byte_limit_among_suspects() {
     let (bench, script) = (Bench::new().await, Script::default());
-    flood(&bench, QUEUE.suspect()).await;
+    flood(&bench, QUEUE.suspect(), MESSAGES).await;
     (0..MESSAGES).for_each(|_| script.open_gate());
     // A batch has a sixteenth of the limit, divided by the number of batches in flight.
     let settings = Settings {
