@@ -231,7 +231,8 @@ impl<H: Handler> Session<H> {
         let large = self.limit.receive(body_bytes);
         let unacked_bytes = self.unacked.bytes();
         if unacked_bytes > 0 && unacked_bytes + bytes > self.shared.settings.max_inflight_bytes {
-            // With its headers it may be larger than the largest body. Returned again and again, it would be a suspect.
+            // A message with large headers may need more memory than the largest body. Returned three times, it would be
+            // a suspect.
             self.prefetch.expect_bodies_of(bytes as u64);
             return self.requeue(tag);
         }

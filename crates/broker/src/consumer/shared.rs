@@ -35,7 +35,7 @@ pub(super) struct Shared<H> {
     pub(super) receipt_times: ReceiptTimes,
     /// The calls of the handler that have begun and not ended, also those of earlier sessions.
     pub(super) calls: TaskTracker,
-    /// What was received for these calls.
+    /// The room for the bodies of these calls.
     pub(super) bytes_in_calls: BytesInCalls,
 }
 
