@@ -175,11 +175,24 @@ impl Node {
 
     /// Restarts it at the same address with its data, and waits until it responds.
     ///
+    /// A node of a RabbitMQ cluster that does not become ready is killed and started once more, as an init
+    /// system would do: a boot of RabbitMQ 3.10 on Erlang 25 was seen to stand still for a minute before its
+    /// first boot step. RabbitMQ's developers name a cause of that kind, `global:sync/0`
+    /// (<https://github.com/rabbitmq/rabbitmq-server/pull/5442>).
+    ///
     /// # Errors
     /// When it is running, or does not start.
     pub async fn start(&self) -> Result<()> {
         self.spawn()?;
-        self.ready().await
+        match self.ready().await {
+            Err(error) if self.kind == Kind::RabbitMqCluster && self.is_running() => {
+                eprintln!("{error:#}\nkilling it and starting it once more");
+                self.kill().await?;
+                self.spawn()?;
+                self.ready().await
+            }
+            outcome => outcome,
+        }
     }
 
     /// Restarts it at the same address without its data, as after the loss of its disk.
@@ -271,8 +284,10 @@ impl Node {
             .map(Ok)
         })
         .await;
-        ready.map_err(anyhow::Error::from).flatten().with_context(|| {
-            format!("{} did not start; the end of its log:\n{}", self.kind, self.log_tail())
+        // The cause first: the log is long, and what prints the error may cut it.
+        ready.map_err(anyhow::Error::from).flatten().map_err(|cause| {
+            let log = self.log_tail();
+            anyhow!("{} did not start: {cause:#}; the end of its log:\n{log}", self.kind)
         })
     }
 
