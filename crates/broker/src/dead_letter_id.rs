@@ -105,7 +105,7 @@ fn hash(
 /// Tenant, conversation and id, where an attempt resolved them.
 fn resolved_identity(fleet_headers: &FleetHeaders, body: &[u8]) -> Option<[String; 4]> {
     let resolved = fleet_headers.resolved.as_ref()?;
-    let tenant = SentFields::of(body).text("tenant_id").unwrap_or_default();
+    let tenant = SentFields::of(body).id("tenant_id").unwrap_or_default();
     let [conversation, id] = [resolved.conversation.as_str(), resolved.id.as_str()];
     Some(["resolved", &*tenant, conversation, id].map(str::to_owned))
 }

@@ -7,6 +7,7 @@ mod actor;
 mod cli;
 mod commands;
 mod exit;
+mod foreign_names;
 mod input;
 mod output;
 mod validator;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::exit::Failure;
+use crate::foreign_names::Warnings;
 use crate::input::{Line, Lines};
 use crate::output::{Cell, Text, Tone, plural};
 
@@ -48,6 +49,8 @@ pub(crate) struct Findings {
     /// What valid messages lack.
     #[serde(flatten)]
     pub(crate) missing: MissingFields,
+    /// Fields of valid actions that other systems name differently.
+    pub(crate) warnings: Warnings,
     /// What is wrong with each invalid line.
     pub(crate) faults: Vec<Fault>,
     /// A likely cause of all faults: a file that is JSON, but not JSON lines.
@@ -90,6 +93,7 @@ impl Validator {
             Ok(action) => {
                 findings.valid += 1;
                 findings.missing.count(&action);
+                findings.warnings.count(line.number, &line.body);
             }
             Err(refusal) => {
                 findings.invalid += 1;
@@ -125,6 +129,7 @@ impl Findings {
         if let Some(hint) = self.hint {
             out.line(Tone::Warn, hint);
         }
+        self.warnings.write(out);
         self.missing.write(out);
     }
 }

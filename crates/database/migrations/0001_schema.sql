@@ -322,7 +322,8 @@ CREATE TABLE audit_log (
 );
 
 CREATE INDEX audit_log_by_time ON audit_log (at);
-CREATE INDEX audit_log_by_subject ON audit_log (subject, id);
+-- Of a hash: a subject may be longer than an entry of an index.
+CREATE INDEX audit_log_by_subject ON audit_log (md5(subject), id);
 
 -- Erased conversations and users: messages sent before `erased_at` are dropped.
 CREATE TABLE tombstones (

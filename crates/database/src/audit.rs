@@ -62,7 +62,8 @@ impl Database {
     /// The entries about these subjects: the last `limit`, oldest first.
     pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
         let query = sqlx::query_as(
-            "SELECT * FROM (SELECT * FROM audit_log WHERE subject = ANY ($1)
+            "SELECT * FROM (SELECT * FROM audit_log
+                            WHERE md5(subject) = ANY (ARRAY (SELECT md5(unnest($1)))) AND subject = ANY ($1)
                             ORDER BY id DESC LIMIT $2) AS newest
              ORDER BY id",
         )

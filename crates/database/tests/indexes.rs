@@ -18,8 +18,6 @@ fn longest(table: &str, column: &str) -> usize {
         // Names of queues and reasons, which the fleet defines.
         ("dead_letters", "queue" | "reason") => 64,
         ("tombstones", "kind") => 12,
-        // An id of a dead letter or run; or tenant and conversation, percent-encoded; or a day with an agent.
-        ("audit_log", "subject") => 2 * 3 * MAX_ID_BYTES + 32,
         (_, "id") if table != "writers" => MAX_ID_BYTES,
         (
             _,

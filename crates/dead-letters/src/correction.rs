@@ -1,5 +1,5 @@
-//! Corrections of a whole body that need no knowledge of its fields: its encoding, and characters that PostgreSQL
-//! cannot store. The rest of the body stays byte for byte.
+//! Corrections of a whole body that need no knowledge of its fields: its encoding, characters that PostgreSQL cannot
+//! store, and numbers that JSON does not have. The rest of the body stays byte for byte.
 
 use domain::json::replace_unstorable;
 
@@ -10,7 +10,8 @@ use crate::edit::EditFault;
 pub enum Correction {
     /// Convert UTF-16 to UTF-8, and remove a byte order mark.
     ToUtf8,
-    /// Replace each U+0000 and each half of a surrogate pair by this text.
+    /// Replace each U+0000 and each half of a surrogate pair by this text, and each number that JSON does not have by
+    /// null.
     ReplaceUnstorable(String),
 }
 

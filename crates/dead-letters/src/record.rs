@@ -45,7 +45,7 @@ pub(crate) fn read_dead_letter(
         tenant_id: id("tenant_id"),
         conversation_id: match resolved {
             Some(resolved) => Some(resolved.conversation.to_string()),
-            None => match body.text("conversation_id") {
+            None => match body.id("conversation_id") {
                 Some(conversation) => valid_id(&conversation),
                 None => conversation_of_session(&body),
             },
@@ -145,7 +145,7 @@ pub(crate) fn delivery_of(detail: &DeadLetterDetail, body: Vec<u8>) -> Delivery 
 
 /// The id in a field of a body, which may be invalid.
 fn valid_id_of(body: &SentFields<'_>, name: &str) -> Option<String> {
-    body.text(name).as_deref().and_then(valid_id)
+    body.id(name).as_deref().and_then(valid_id)
 }
 
 /// An id of a body or an AMQP property, unless no action may have it. The body may have any text in its place, and an
@@ -155,8 +155,8 @@ fn valid_id(text: &str) -> Option<String> {
 }
 
 fn conversation_of_session(body: &SentFields<'_>) -> Option<String> {
-    let tenant = TenantId::new(body.text("tenant_id")?).ok()?;
-    let session = SessionId::new(body.text("session_id")?).ok()?;
+    let tenant = TenantId::new(body.id("tenant_id")?).ok()?;
+    let session = SessionId::new(body.id("session_id")?).ok()?;
     Some(ConversationKey::of_session(tenant, &session).conversation.to_string())
 }
 

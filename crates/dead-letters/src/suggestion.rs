@@ -103,8 +103,12 @@ impl DeadLetterValidator {
                 return suggestion(text, Step::Correct(Correction::ToUtf8));
             }
             Some(Hint::ReplaceUnstorable) => {
-                let text = "replace each U+0000 and each half of a surrogate pair by U+FFFD, the replacement \
-                            character; --replace-unstorable=TEXT takes another text";
+                let text = if refusal.reason == DeadLetterReason::MalformedJson {
+                    "replace each NaN and Infinity, which JSON does not have, by null"
+                } else {
+                    "replace each U+0000 and each half of a surrogate pair by U+FFFD, the replacement \
+                     character; --replace-unstorable=TEXT takes another text"
+                };
                 let correction = Correction::ReplaceUnstorable("\u{fffd}".to_owned());
                 return suggestion(text, Step::Correct(correction));
             }

@@ -141,7 +141,8 @@ pub enum Hint {
     DidYouMean(String),
     /// The field is missing: add it.
     AddField,
-    /// The field contains U+0000 or half of a surrogate pair: replace it by another character.
+    /// The field contains U+0000 or half of a surrogate pair, or is NaN or infinite: replace the character by another, and
+    /// the number by null.
     ReplaceUnstorable,
     /// The body is JSON in another encoding than UTF-8, or behind a byte order mark.
     ToUtf8,

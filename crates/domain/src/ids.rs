@@ -1,4 +1,5 @@
-//! Identifiers as they arrive on the wire: 1 to 128 bytes of UTF-8 without control characters.
+//! Identifiers as they arrive on the wire: 1 to 512 bytes of UTF-8 without control characters. An integer is accepted
+//! by its digits.
 //!
 //! Each kind of id is its own type, so that a session cannot be passed for a conversation. Ids
 //! compare by bytes, as `COLLATE "C"` does in PostgreSQL and as Redis does for members of equal
@@ -8,14 +9,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::Error as _;
+use serde::de::{self, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::json::Text;
+use crate::json::{decimal_digits, string};
 
-/// The longest id, in bytes of UTF-8.
-pub const MAX_ID_BYTES: usize = 128;
+/// The longest id, in bytes of UTF-8. Conversation ids of Microsoft Teams have several hundred.
+pub const MAX_ID_BYTES: usize = 512;
 
 /// Why a string is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -83,7 +84,7 @@ macro_rules! id {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let Text(text) = Text::deserialize(deserializer)?;
+                let IdText(text) = IdText::deserialize(deserializer)?;
                 Self::new(text).map_err(D::Error::custom)
             }
         }
@@ -117,13 +118,18 @@ macro_rules! id {
             fn schema_name() -> Cow<'static, str> {
                 stringify!($name).into()
             }
-            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+            fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let types = if generator.contract().is_deserialize() {
+                    serde_json::json!(["string", "integer"])
+                } else {
+                    "string".into()
+                };
                 schemars::json_schema!({
                     "description": concat!(
-                        $($doc,)* " 1 to 128 bytes of UTF-8 without control characters; \
+                        $($doc,)* " 1 to 512 bytes of UTF-8 without control characters; \
                         `maxLength` counts characters, the limit counts bytes."
                     ).trim(),
-                    "type": "string",
+                    "type": types,
                     "minLength": 1,
                     "maxLength": MAX_ID_BYTES,
                     "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$",
@@ -176,6 +182,47 @@ impl From<ActionId> for MessageId {
     fn from(id: ActionId) -> Self {
         Self(id.0)
     }
+}
+
+/// The text of an id that is read.
+struct IdText<'a>(Cow<'a, str>);
+
+/// The name under which [`IdText`] asks its deserializer for the [text of an id](id_text).
+pub(crate) const ID: &str = "id";
+
+/// What an id may be, in an error.
+pub(crate) const STRING_OR_INTEGER: &str = "a string or an integer";
+
+impl<'de> Deserialize<'de> for IdText<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = IdText<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(STRING_OR_INTEGER)
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(IdText(text.into()))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(IdText(text.to_owned().into()))
+            }
+            // Another deserializer than that of actions: what it reads was written by us.
+            fn visit_newtype_struct<D: Deserializer<'de>>(
+                self,
+                deserializer: D,
+            ) -> Result<Self::Value, D::Error> {
+                deserializer.deserialize_str(self)
+            }
+        }
+        deserializer.deserialize_newtype_struct(ID, Text)
+    }
+}
+
+/// The text of an id that is written as this JSON: that of a string, or the digits of an integer, such as the ids of
+/// Telegram. `None` for every other value, and for an integer with more digits than an id has bytes.
+pub(crate) fn id_text(json: &str) -> Option<Cow<'_, str>> {
+    string(json).or_else(|| decimal_digits(json, MAX_ID_BYTES).map(Cow::Owned))
 }
 
 /// The name space of conversation ids that are derived from sessions. It must never change: another

@@ -23,9 +23,9 @@ pub use self::text::Json;
 pub use self::writer::Object;
 pub(crate) use self::{
     canonical::canonical,
-    faults::{Fault, FaultKind, first_fault, is_storable},
-    members::{Text, type_name, wanted_members},
-    numbers::integer,
+    faults::{Fault, FaultKind, first_fault, is_storable, not_a_number},
+    members::{is_empty_array, type_name, wanted_members},
+    numbers::{decimal_digits, integer},
     path::path_to,
 };
 

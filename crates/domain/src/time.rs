@@ -54,15 +54,17 @@ impl Timestamp {
         Self::from_micros(Self::from_seconds(seconds)?.0 + i64::from(micros))
     }
 
-    /// Parses RFC 3339. A text without an offset is UTC; digits after the microseconds are cut off.
+    /// Parses RFC 3339. A text without an offset is UTC; digits after the microseconds are cut off. The seconds may be
+    /// absent, a space may stand before the offset, and the offset may be written without a colon.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
         // chrono also takes U+2212, the typographic minus, before an offset; the published schemas do not.
         if !text.is_ascii() {
             return Err(InvalidTimestamp::Format(excerpt(text)));
         }
         let moment = DateTime::parse_from_rfc3339(text)
-            .or_else(|_| DateTime::parse_from_rfc3339(&format!("{text}Z")))
-            .map_err(|_| InvalidTimestamp::Format(excerpt(text)))?
+            .ok()
+            .or_else(|| DateTime::parse_from_rfc3339(&complete(text)?).ok())
+            .ok_or_else(|| InvalidTimestamp::Format(excerpt(text)))?
             .to_utc();
         Self::try_from(moment).map_err(|_| InvalidTimestamp::Range(excerpt(text)))
     }
@@ -78,6 +80,42 @@ impl Timestamp {
     pub fn second(self) -> i64 {
         self.0.div_euclid(1_000_000)
     }
+}
+
+/// A time with what RFC 3339 demands and its senders leave out: the seconds, the offset, the colon of the offset.
+fn complete(text: &str) -> Option<String> {
+    // Date and separator.
+    let (start, rest) = text.split_at_checked(11)?;
+    let (time, offset) = rest.split_at(rest.find(['Z', 'z', '+', '-']).unwrap_or(rest.len()));
+    let time = if offset.is_empty() { time } else { time.strip_suffix(' ').unwrap_or(time) };
+    let seconds = if time.len() == "09:30".len() { ":00" } else { "" };
+    let offset = match offset.split_at_checked(3) {
+        Some((hours, minutes)) if minutes.len() == 2 => format!("{hours}:{minutes}"),
+        _ if offset.is_empty() => "Z".to_owned(),
+        _ => offset.to_owned(),
+    };
+    Some([start, time, seconds, &offset].concat())
+}
+
+/// The time that a number of seconds, milliseconds, microseconds or nanoseconds since 1970 means, for a hint. The
+/// number of its digits tells the unit: each unit has its own from 2001 to 2199.
+pub(crate) fn since_1970(number: &str) -> Option<Timestamp> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) {
+        return None;
+    }
+    // The digits that are kept, and how many more make them microseconds.
+    let (kept, more) = match whole.len() {
+        9 | 10 => (whole, 6),
+        12 | 13 => (whole, 3),
+        15 | 16 => (whole, 0),
+        18 | 19 => (&whole[..whole.len() - 3], 0),
+        _ => return None,
+    };
+    // As digits, because a double would change the microseconds.
+    let micros = kept.chars().chain(fraction.chars().chain("000000".chars()).take(more));
+    Timestamp::from_micros(micros.collect::<String>().parse().ok()?).ok()
 }
 
 /// The part of a text that an error repeats: 40 characters, more than any date has.
@@ -138,17 +176,29 @@ impl schemars::JsonSchema for Timestamp {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Timestamp".into()
     }
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        // Those that are sent.
+        if !generator.contract().is_deserialize() {
+            return schemars::json_schema!({
+                "type": "string",
+                "pattern": concat!(
+                    "^(19[7-9][0-9]|2[01][0-9]{2})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T",
+                    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\\.[0-9]{6}Z$",
+                ),
+                "description": "RFC 3339 in UTC with microseconds, from 1970 to 2199.",
+            });
+        }
         schemars::json_schema!({
             "type": "string",
             // Not `"format": "date-time"`, which demands an offset. An offset may carry a time of 1969 or 2200 into
             // the range. The pattern does not know how many days a month has.
             "pattern": concat!(
                 "^(1969|19[7-9][0-9]|2[01][0-9]{2}|2200)-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt ]",
-                "([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\\.[0-9]+)?",
-                "([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?$",
+                "([01][0-9]|2[0-3]):[0-5][0-9](:([0-5][0-9]|60)(\\.[0-9]+)?)?",
+                "( ?([Zz]|[+-]([01][0-9]|2[0-3]):?[0-5][0-9]))?$",
             ),
-            "description": "RFC 3339, from 1970 to 2199. Without an offset it is UTC. Digits after the microseconds are cut off.",
+            "description": "RFC 3339, from 1970 to 2199. Without an offset it is UTC. Digits after the microseconds are cut \
+                off. The seconds and the colon of the offset may be absent.",
         })
     }
 }

@@ -4,10 +4,12 @@
 //! published contract cannot differ from the code. The doc comments of fields become the
 //! descriptions in the schemas, which agent developers read.
 
+mod content;
 mod value;
 
 use std::borrow::Cow;
 
+pub use self::content::{Content, Part};
 pub(crate) use self::value::non_empty;
 pub use self::value::{Amount, Integer, JsonArray, JsonObject};
 
@@ -67,9 +69,10 @@ pub struct Common<'a> {
 pub struct SaveMessage<'a> {
     /// The role of the message.
     pub role: Role,
-    /// The content: a string or an array of parts. May be null or absent if there are `tool_calls`.
+    /// The content: a string or an array of parts. May be null or absent if there are `tool_calls`, and in messages of
+    /// the assistant, such as a refusal or a function call.
     #[serde(borrow)]
-    #[schemars(with = "Option<Content<'_>>")]
+    #[schemars(with = "Option<Content>")]
     pub content: Option<&'a RawValue>,
     /// The id of the message, unique within its conversation. Recommended; by default `action_id`,
     /// then the AMQP property `message_id`.
@@ -84,30 +87,20 @@ pub struct SaveMessage<'a> {
     pub tool_calls: Option<JsonArray>,
 }
 
-/// The content of a message.
-#[derive(Debug, JsonSchema)]
-#[schemars(untagged)]
-pub enum Content<'a> {
-    /// Plain text; may be empty.
-    Text(String),
-    /// Text, images and other parts that a model accepts.
-    Parts(Vec<Part<'a>>),
-}
-
-/// A part of the content; other fields are stored unchanged.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(extend(
-    "if" = { "properties": { "type": { "const": "text" } } },
-    "then" = { "required": ["text"], "properties": { "text": { "type": "string" } } },
-))]
-pub struct Part<'a> {
+/// The fields of a part that is an object, from which its text is read; other fields are stored unchanged.
+#[derive(Debug, Deserialize)]
+pub struct PartFields<'a> {
     /// The type of the part, such as `text` or `image_url`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The text; required in a part of type `text`.
-    #[serde(borrow)]
-    #[schemars(with = "Option<serde_json::Value>")]
+    #[serde(rename = "type", borrow)]
+    pub kind: Option<Cow<'a, str>>,
+    /// The text of a part of type `text`, `output_text`, `input_text` or of none.
     pub text: Option<&'a RawValue>,
+    /// The text of a part of type `refusal`.
+    pub refusal: Option<&'a RawValue>,
+    /// The text of a part of type `thinking`.
+    pub thinking: Option<&'a RawValue>,
+    /// The text or parts of a part of type `tool_result`.
+    pub content: Option<&'a RawValue>,
 }
 
 /// A session began.

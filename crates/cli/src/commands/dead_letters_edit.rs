@@ -54,8 +54,8 @@ pub(crate) struct DeadLettersEdit {
     #[arg(long, conflicts_with_all = ["apply_suggestion", "revert"])]
     to_utf8: bool,
 
-    /// Replace each U+0000 and each half of a surrogate pair, which cannot be stored, by TEXT; without
-    /// TEXT by U+FFFD
+    /// Replace each U+0000 and each half of a surrogate pair, which cannot be stored, by TEXT, without TEXT
+    /// by U+FFFD; and each NaN and Infinity, which JSON does not have, by null
     #[arg(long, value_name = "TEXT", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "\u{fffd}", conflicts_with_all = ["apply_suggestion", "revert"])]
     replace_unstorable: Option<String>,

@@ -13,7 +13,8 @@ use crate::validator::{Findings, Validator};
 /// Checks actions with the workers' validator
 ///
 /// One JSON object per line; blank lines are skipped. For each line that the workers would refuse, it
-/// prints the reason of the dead letter, the field at fault and the error.
+/// prints the reason of the dead letter, the field at fault and the error. It warns of messages without an id
+/// or a timestamp, and of fields that other systems name differently, such as `messageId`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -110,6 +111,22 @@ mod tests {
             r#"{"action_type":"conversation.session_closed","tenant_id":"t","session_id":"s"}"#;
         assert_eq!(rendered(line), "1 action valid\n");
         assert_eq!(rendered("\n \n"), "no actions: every line is blank\n");
+    }
+
+    #[test]
+    fn fields_that_other_systems_name_differently_are_warned_of() {
+        let line = |fields: &str| {
+            let start = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user""#;
+            format!(
+                "{start},\"message_id\":\"m\",\"timestamp\":\"2026-11-20T10:00:00Z\",{fields}}}\n"
+            )
+        };
+        let lines = [
+            line(r#""content":"a","metadata":{"messageId":1},"type":"message""#),
+            line(r#""content":"b","messageId":"m-1","createdAt":"2026-11-20T10:00:00Z""#),
+            line(r#""data":{"content":"c","messageId":"m-2","type":"human","parts":[]}"#),
+        ];
+        insta::assert_snapshot!(rendered(&lines.concat()));
     }
 
     #[test]

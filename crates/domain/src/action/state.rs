@@ -4,24 +4,43 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::ids::{KeyPart, ProfileName};
-use crate::json::Json;
+use crate::ids::{KeyPart, MAX_ID_BYTES, ProfileName, id_text};
+use crate::json::{Json, members};
 use crate::wire::{Integer, JsonObject, PageSize, non_empty};
 
 /// The key of a state: a string where the profile's key has one part, else an object with the parts
 /// by name, such as `{"company": "17", "phone": "+79001234567"}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "must be a string or an object of strings, each 1 to 128 bytes without control characters"
-)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
 pub enum StateKey {
     /// The only part.
     One(KeyPart),
     /// The parts by name.
     Parts(BTreeMap<String, KeyPart>),
+}
+
+impl<'de> Deserialize<'de> for StateKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let json = Json::deserialize(deserializer)?;
+        let part = |json: &str| KeyPart::new(id_text(json)?).ok();
+        let parts = |json: &str| -> Option<BTreeMap<String, KeyPart>> {
+            let members = members(json).ok()?.into_iter();
+            members.map(|(name, value)| Some((name.into_owned(), part(value)?))).collect()
+        };
+        let key = match json.as_str() {
+            object if object.starts_with('{') => parts(object).map(Self::Parts),
+            one => part(one).map(Self::One),
+        };
+        key.ok_or_else(|| {
+            D::Error::custom(format_args!(
+                "must be a string, an integer or an object of them, each 1 to {MAX_ID_BYTES} bytes without control \
+                 characters"
+            ))
+        })
+    }
 }
 
 /// The version of a state; 0 means that there is none.

@@ -9,7 +9,7 @@ use crate::action::state::Patch;
 use crate::action::{Action, ActionKind, Common, ConversationSource, Identity, SaveMessage};
 use crate::envelope::Envelope;
 use crate::ids::{ConversationKey, MessageId};
-use crate::message::{Content, Message};
+use crate::message::Message;
 use crate::wire;
 
 pub(super) struct Received<'a> {
@@ -45,13 +45,9 @@ impl<'a> Received<'a> {
     fn save_message(&mut self) -> Result<Action, FieldError> {
         let sent: wire::Common<'a> = self.fields.read()?;
         let payload: wire::SaveMessage<'a> = self.fields.read()?;
-        let content = match (payload.content, &payload.tool_calls) {
-            (Some(value), _) => content::read(value, || self.fields.path("content"))?,
-            (None, Some(_)) => Content::Text(String::new()),
-            (None, None) => {
-                let fault = "is missing or null; add it, or add `tool_calls`";
-                return Err(self.fields.error("content", fault));
-            }
+        let content = match payload.content {
+            Some(value) => content::read(value, || self.fields.path("content"))?,
+            None => content::absent(payload.role, payload.tool_calls.is_some(), &self.fields)?,
         };
         let (mut common, identity) = self.common(sent, payload.message_id.as_ref())?;
         let message = Message {

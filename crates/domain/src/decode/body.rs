@@ -12,7 +12,8 @@ use super::fault::{FieldError, excerpt, malformed};
 use crate::action::ActionKind;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
 use crate::json::{
-    Fault, FaultKind, Member, first_fault, is_storable, members, path_to, string, type_name,
+    Fault, FaultKind, Member, first_fault, is_storable, members, not_a_number, path_to,
+    replace_unstorable, string, type_name,
 };
 
 /// Checks the size of a body against the limit, in bytes.
@@ -40,8 +41,9 @@ pub(super) fn read<'a>(
     check_size(body, limit)?;
     let text = std::str::from_utf8(body).map_err(|error| {
         let at = error.valid_up_to();
-        recognised(body, content_encoding)
-            .unwrap_or_else(|| malformed(format!("the body must be UTF-8, but byte {at} is not")))
+        recognised(body, content_encoding).unwrap_or_else(|| {
+            malformed(format!("the body must be UTF-8, but byte {at} is not; encode it in UTF-8"))
+        })
     })?;
     let members = members(text);
     let fault = match &members {
@@ -68,6 +70,15 @@ fn not_an_object(
         || text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok();
     if let Some(fault) = fault.filter(|_| is_object()) {
         return not_storable(text, fault);
+    }
+    if let Some((at, word)) =
+        not_a_number(text).filter(|_| members(&replace_unstorable(text, "")).is_ok())
+    {
+        let field = path_to(text, at);
+        let detail =
+            format!("`{}` is {word}, which JSON does not have; send null", excerpt(&field, 80));
+        let (field, hint) = (Some(field), Some(Hint::ReplaceUnstorable));
+        return Refusal { field, hint, ..malformed(detail) };
     }
     if text.trim_start().is_empty() {
         return malformed("the body must be one JSON object, but is empty".to_owned());

@@ -19,6 +19,8 @@ pub(super) enum BodyFormat<'a> {
     ByteOrderMark,
     /// In the encoding that the AMQP property `content_encoding` names.
     Encoded(&'a str),
+    /// The fields of a form of the Web, such as those of a webhook.
+    Form,
     /// A task of Celery: its arguments, its named arguments, and what Celery adds.
     CeleryTask,
     /// Serialised by a program for its like, in this format.
@@ -57,6 +59,7 @@ impl<'a> BodyFormat<'a> {
             .filter(|sent| !NO_ENCODING.iter().any(|none| sent.eq_ignore_ascii_case(none)));
         encoded
             .map(Self::Encoded)
+            .or_else(|| is_form(body).then_some(Self::Form))
             .or_else(|| is_celery_task(body).then_some(Self::CeleryTask))
             .or_else(|| serialised(body).map(Self::Serialised))
     }
@@ -66,7 +69,11 @@ impl<'a> BodyFormat<'a> {
         match self {
             Self::ByteOrderMark => Some(Hint::ToUtf8),
             Self::Unicode(encoding) => (*encoding != UTF_32).then_some(Hint::ToUtf8),
-            Self::Compressed(_) | Self::Encoded(_) | Self::CeleryTask | Self::Serialised(_) => None,
+            Self::Compressed(_)
+            | Self::Encoded(_)
+            | Self::Form
+            | Self::CeleryTask
+            | Self::Serialised(_) => None,
         }
     }
 }
@@ -88,6 +95,9 @@ impl fmt::Display for BodyFormat<'_> {
                 f,
                 "the body is no JSON object, and its content_encoding is {encoding:?}; publish it without an \
                  encoding, as one JSON object in UTF-8"
+            ),
+            Self::Form => f.write_str(
+                "the body is form data (name=value&name=value); publish an action as one JSON object in UTF-8",
             ),
             Self::CeleryTask => f.write_str(
                 "the body is that of a Celery task ([args, kwargs, embed]); publish the action itself as the \
@@ -138,6 +148,21 @@ fn unicode(body: &[u8]) -> Option<&'static str> {
     }
 }
 
+/// Whether a body is form data (URL Standard, `application/x-www-form-urlencoded`).
+fn is_form(body: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"*-._+%[]".contains(byte);
+    let is_pair = |pair: &[u8]| {
+        let mut sides = pair.splitn(2, |byte| *byte == b'=');
+        let side =
+            |side: Option<&[u8]>| side.map(|side| (!side.is_empty(), side.iter().all(is_plain)));
+        (side(sides.next()), side(sides.next()))
+    };
+    let mut pairs = body.split(|byte| *byte == b'&').map(is_pair).peekable();
+    // "YQ==", a text in base64, is none.
+    let has_a_value = matches!(pairs.peek(), Some((_, Some((true, true)))));
+    has_a_value && pairs.all(|pair| matches!(pair, (Some((true, true)), Some((_, true)))))
+}
+
 /// Whether a body is a message of Celery's protocol 2: a list of arguments, an object of named arguments, and an
 /// object with the fields of a workflow
 /// (<https://docs.celeryq.dev/en/stable/internals/protocol.html#version-2>).
@@ -183,6 +208,7 @@ mod tests {
             (b"\x0b\x02", Some("br"), "content_encoding is \"br\""),
             (b"\x1f\x8b", Some("identity"), "compressed (gzip)"),
             (celery, Some("utf-8"), "Celery task"),
+            (b"Body=hi&From=%2B15550001&Empty=", None, "form data"),
             (
                 b"\x80\x04\x95\x0f\0\0\0\0\0\0\0}\x94\x8c\x01a\x94K\x01s.",
                 Some("binary"),
@@ -208,7 +234,20 @@ mod tests {
 
     #[test]
     fn other_bodies_are_named_nothing() {
-        for body in [&b""[..], b"hello", b"x^2", b"[]", b"[[],{},{}]", b"[1,2,3]", b"\xff", b"\0"] {
+        for body in [
+            &b""[..],
+            b"hello",
+            b"x^2",
+            b"aGk=",
+            b"YQ==",
+            b"a=b=c",
+            b"a = b",
+            b"[]",
+            b"[[],{},{}]",
+            b"[1,2,3]",
+            b"\xff",
+            b"\0",
+        ] {
             assert_eq!(said(body, Some("UTF-8")), None, "{body:?}");
         }
     }

@@ -5,8 +5,10 @@ use std::borrow::Cow;
 use std::fmt::Display;
 
 use crate::failure::{DeadLetterReason, Hint, Refusal};
+use crate::ids::MAX_ID_BYTES;
 use crate::json::{path_to, string, type_name};
 use crate::message::Role;
+use crate::time::since_1970;
 
 /// The longest piece of a value that an error repeats, in characters: enough to recognise the
 /// value, too little to copy a conversation into a log.
@@ -32,13 +34,26 @@ impl FieldError {
         Self { hint: Some(Hint::AddField), ..Self::new(field, "is missing") }
     }
 
-    /// The refusal of a role that another system uses, with the role of the contract that it means.
-    /// `None` for every other field and value.
-    pub(super) fn role_of_another_system(name: &str, path: &str, value: &str) -> Option<Self> {
-        let sent = (name == "role").then(|| string(value))??;
-        let meant = Role::meant_by(&sent)?.as_str();
-        let fault = format!("must be a role, but is {sent:?}; did you mean `{meant}`?");
-        Some(Self { hint: Some(Hint::DidYouMean(meant.to_owned())), ..Self::new(path, &fault) })
+    /// The refusal of a value that other systems write, with the value of the contract that it means or with what to
+    /// send instead. `None` for every other field and value.
+    pub(super) fn with_meaning(name: &str, path: &str, value: &str) -> Option<Self> {
+        let (expected, meant) = match name {
+            "conversation_id" | "message_id" | "action_id" | "user_id" | "agent_id"
+                if value == "\"\"" =>
+            {
+                let fault = format!("is empty; leave it out, or send 1 to {MAX_ID_BYTES} bytes");
+                return Some(Self::new(path, &fault));
+            }
+            "role" => ("a role", Role::meant_by(&string(value)?)?.as_str().to_owned()),
+            "timestamp" => {
+                let number = string(value).unwrap_or(value.into());
+                ("an RFC 3339 date and time", since_1970(&number)?.to_string())
+            }
+            _ => return None,
+        };
+        let sent = excerpt(value, EXCERPT_CHARS);
+        let fault = format!("must be {expected}, but is {sent}; did you mean `{meant}`?");
+        Some(Self { hint: Some(Hint::DidYouMean(meant)), ..Self::new(path, &fault) })
     }
 
     /// Completes the field's name to its path, where only the name within the object at `place` was

@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visi
 
 use super::fault::FieldError;
 use super::value::Value;
-use crate::json::{Member, canonical, members};
+use crate::json::{Member, canonical, is_empty_array, members};
 
 /// One field and the place where it stands.
 #[derive(Debug)]
@@ -53,6 +53,7 @@ impl<'a> Fields<'a> {
         let data = top.remove(index).value;
         let nested = match data {
             "null" => Vec::new(),
+            empty if is_empty_array(empty) => Vec::new(),
             _ => members(data).map_err(|_| FieldError::wrong_type("data", "an object", data))?,
         };
         top.extend(at("data.", nested));
@@ -73,6 +74,12 @@ impl<'a> Fields<'a> {
         for field in &mut self.0 {
             field.known &= field.is_null() || !names.contains(&&*field.name);
         }
+    }
+
+    /// The value of a field, whether or not a struct declares it. `None` if it is absent or null.
+    pub(super) fn value(&self, name: &str) -> Option<&'a str> {
+        let field = self.0.iter().find(|field| field.name == name)?;
+        (!field.is_null()).then_some(field.value)
     }
 
     /// The path of a field in the body; for an absent field, its name.
@@ -159,7 +166,7 @@ impl<'a> MapAccess<'a> for Offered<'_, 'a> {
         field.known |= wanted;
         value.map_err(|error| {
             let path = field.path();
-            FieldError::role_of_another_system(&field.name, &path, field.value)
+            FieldError::with_meaning(&field.name, &path, field.value)
                 .unwrap_or_else(|| FieldError::value(&path, field.value, &error))
         })
     }

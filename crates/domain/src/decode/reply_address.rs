@@ -20,7 +20,7 @@ pub fn reply_address(body: &[u8], envelope: &Envelope<'_>) -> Option<ReplyAddres
         .filter(|queue| !queue.is_empty())?;
     let correlation_id =
         envelope.sent_correlation_id().map(str::to_owned).or_else(|| text("correlation_id"));
-    let action_id = text("action_id").and_then(|id| ActionId::new(&id).ok());
+    let action_id = fields.id("action_id").and_then(|id| ActionId::new(&id).ok());
     let action_id = action_id.or_else(|| ActionId::new(envelope.sent_message_id()?).ok());
     Some(ReplyAddress { queue, correlation_id, action_id })
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::ids::id_text;
 use crate::json::{Member, members, string, wanted_members};
 
 /// The fields of a body that identify its message and its sender, as they are written.
@@ -52,6 +53,12 @@ impl<'a> SentFields<'a> {
     pub fn text(&self, name: &str) -> Option<Cow<'a, str>> {
         string(self.json(name)?)
     }
+
+    /// The text of a field that is an id: a string, or an integer by its digits. The id need not be valid.
+    #[must_use]
+    pub fn id(&self, name: &str) -> Option<Cow<'a, str>> {
+        id_text(self.json(name)?)
+    }
 }
 
 fn fields(object: &str) -> Option<Vec<Member<'_>>> {
@@ -73,7 +80,17 @@ mod tests {
             assert_eq!(fields.text("session_id").as_deref(), Some("é"));
             assert_eq!((fields.json("action_id"), fields.text("action_id")), (Some("1e400"), None));
             assert_eq!((fields.text("message_id"), fields.text("timestamp")), (None, None));
+            assert_eq!(
+                (fields.id("session_id"), fields.id("message_id")),
+                (Some("é".into()), None)
+            );
         }
+        let numbers = SentFields::of(br#"{"session_id":-1001234567890,"data":{"message_id":7.0}}"#);
+        assert_eq!(numbers.id("session_id").as_deref(), Some("-1001234567890"));
+        assert_eq!(
+            (numbers.id("message_id").as_deref(), numbers.text("message_id")),
+            (Some("7"), None)
+        );
     }
 
     #[test]

@@ -6,11 +6,12 @@
 
 use std::borrow::Cow;
 
-use serde::de::{Deserializer, Visitor};
+use serde::de::{Deserializer, Error as _, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 use serde_json::Error;
 
-use crate::json::string;
+use crate::ids::{ID, STRING_OR_INTEGER, id_text};
+use crate::json::{is_empty_array, string};
 
 /// The text of a value, as a deserializer.
 pub(super) struct Value<'f, 'de> {
@@ -50,6 +51,28 @@ impl<'de> Deserializer<'de> for Value<'_, 'de> {
         self.deserialize_str(visitor)
     }
 
+    /// An empty array is an empty object: PHP cannot tell them apart.
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let text = if is_empty_array(self.text) { "{}" } else { self.text };
+        serde_json::Deserializer::from_str(text).deserialize_map(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        if name != ID {
+            return serde_json::Deserializer::from_str(self.text)
+                .deserialize_newtype_struct(name, visitor);
+        }
+        match id_text(self.text) {
+            Some(Cow::Borrowed(plain)) => visitor.visit_borrowed_str(plain),
+            Some(Cow::Owned(text)) => visitor.visit_string(text),
+            None => Err(Error::invalid_type(Unexpected::Other("JSON"), &STRING_OR_INTEGER)),
+        }
+    }
+
     left_to_serde_json! {
         deserialize_any()
         deserialize_bool()
@@ -57,8 +80,6 @@ impl<'de> Deserializer<'de> for Value<'_, 'de> {
         deserialize_u64()
         deserialize_f64()
         deserialize_seq()
-        deserialize_map()
-        deserialize_newtype_struct(name: &'static str)
         deserialize_struct(name: &'static str, fields: &'static [&'static str])
         deserialize_enum(name: &'static str, variants: &'static [&'static str])
     }

@@ -175,7 +175,18 @@ fn string_fault(token: &str) -> Option<(FaultKind, usize)> {
     }
 }
 
-/// A JSON text with each U+0000 and each half of a surrogate pair replaced by a text.
+/// The first word that programs write for a number that JSON does not have, with its offset. JSON has no such word, so
+/// the text is not JSON.
+pub(crate) fn not_a_number(text: &str) -> Option<(usize, &str)> {
+    tokens(text).find(|token| is_no_number(token.text)).map(|token| (token.at, token.text))
+}
+
+fn is_no_number(word: &str) -> bool {
+    matches!(word, "NaN" | "Infinity" | "-Infinity")
+}
+
+/// A JSON text with each U+0000 and each half of a surrogate pair replaced by a text, and each `NaN`, `Infinity` and
+/// `-Infinity` by null.
 #[must_use]
 pub fn replace_unstorable(text: &str, replacement: &str) -> String {
     /// The bytes of an escape such as `\u0000`.
@@ -183,13 +194,19 @@ pub fn replace_unstorable(text: &str, replacement: &str) -> String {
     let quoted = serde_json::Value::from(replacement).to_string();
     let written = &quoted[1..quoted.len() - 1];
     let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((_, at)) = string_fault(rest) {
-        out.push_str(&rest[..at]);
-        out.push_str(written);
-        rest = &rest[at + ESCAPE..];
+    let mut copied = 0;
+    for token in tokens(text) {
+        out.push_str(&text[copied..token.at]);
+        copied = token.at + token.text.len();
+        let mut rest = if is_no_number(token.text) { "null" } else { token.text };
+        while let Some((_, at)) = string_fault(rest) {
+            out.push_str(&rest[..at]);
+            out.push_str(written);
+            rest = &rest[at + ESCAPE..];
+        }
+        out.push_str(rest);
     }
-    out.push_str(rest);
+    out.push_str(&text[copied..]);
     // Where it is not even escaped, the text is not JSON.
     out.replace('\0', written)
 }
@@ -252,6 +269,15 @@ mod tests {
             let first = Some((FaultKind::Repeated, "m.n1".to_owned()));
             assert_eq!(fault(&object(1)), first, "{members}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_stored_is_replaced_and_nothing_else_is_changed() {
+        let text = r#" { "NaN" : [NaN ,-Infinity,"NaN","a\u0000b\ud83d" ],"\ud800":Infinity, "é":"\ud83d\ude00" } "#;
+        let replaced = r#" { "NaN" : [null ,null,"NaN","a?b?" ],"?":null, "é":"\ud83d\ude00" } "#;
+        assert_eq!(replace_unstorable(text, "?"), replaced);
+        assert_eq!(not_a_number(text), Some((text.find("NaN ").unwrap(), "NaN")));
+        assert_eq!(not_a_number(replaced), None);
     }
 
     #[test]

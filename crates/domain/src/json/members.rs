@@ -14,7 +14,12 @@ pub type Member<'a> = (Cow<'a, str>, &'a str);
 /// The value of a string, borrowed if it has no escapes.
 #[derive(Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Whether a JSON text is an array without elements. Programs in PHP write it where they mean an empty object.
+pub(crate) fn is_empty_array(text: &str) -> bool {
+    text.strip_prefix('[').is_some_and(|rest| rest.trim_ascii_start() == "]")
+}
 
 /// Most actions have fewer members.
 const USUAL_MEMBERS: usize = 16;

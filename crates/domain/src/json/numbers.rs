@@ -31,24 +31,29 @@ impl Decimal {
         })
     }
 
-    /// The number as an integer of 64 bits, if it is one.
-    fn integer(&self) -> Option<i64> {
-        // An i64 has up to 19 digits.
+    /// The number in digits, if it is an integer of at most `most` of them.
+    fn integer(&self, most: usize) -> Option<String> {
         if self.digits.is_empty() {
-            return Some(0);
+            return Some("0".to_owned());
         }
-        let places = usize::try_from(self.exponent).ok().filter(|places| *places < 19)? + 1;
+        let places = usize::try_from(self.exponent).ok().filter(|places| *places < most)? + 1;
         let has_fraction = self.digits.len() > places;
         let sign = if self.negative { "-" } else { "" };
-        let written = || format!("{sign}{:0<places$}", self.digits);
-        (!has_fraction).then(written)?.parse().ok()
+        (!has_fraction).then(|| format!("{sign}{:0<places$}", self.digits))
     }
 }
 
 /// The integer of 64 bits that a JSON number is equal to: 4 for `4`, `4.0` and `40e-1`. `None` for every other
 /// value.
 pub(crate) fn integer(text: &str) -> Option<i64> {
-    text.parse().ok().or_else(|| Decimal::parse(text)?.integer())
+    // An i64 has up to 19 digits.
+    text.parse().ok().or_else(|| decimal_digits(text, 19)?.parse().ok())
+}
+
+/// The digits of a JSON number that is an integer of at most `most` of them, however it is written: `-1500` for
+/// `-1.5e3`. `None` for every other value.
+pub(crate) fn decimal_digits(text: &str, most: usize) -> Option<String> {
+    Decimal::parse(text)?.integer(most)
 }
 
 #[cfg(test)]
@@ -74,6 +79,22 @@ mod tests {
             ("9007199254740993.0", 9_007_199_254_740_993),
         ] {
             assert_eq!(integer(text), Some(number), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_integer_is_written_in_as_many_digits_as_are_allowed() {
+        for (text, digits) in [
+            ("-1001234567890", Some("-1001234567890")),
+            ("1e3", Some("1000")),
+            ("1e4", None),
+            ("12340", None),
+            ("-0.0", Some("0")),
+            ("0.5", None),
+            ("\"5\"", None),
+        ] {
+            let most = if text.starts_with("-1001") { 13 } else { 4 };
+            assert_eq!(decimal_digits(text, most).as_deref(), digits, "{text}");
         }
     }
 

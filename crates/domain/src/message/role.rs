@@ -18,6 +18,8 @@ named! {
         Assistant = "assistant",
         /// Instructions to the model.
         System = "system",
+        /// Instructions to the model by the developer of an agent, as OpenAI's newer models name them.
+        Developer = "developer",
         /// The result of a tool call.
         Tool = "tool",
         /// The result of a function call; the older form of `tool`.
@@ -31,7 +33,6 @@ impl Role {
         match name.to_ascii_lowercase().as_str() {
             "human" | "customer" | "client" | "contact" => Some(Self::User),
             "ai" | "bot" | "agent" | "model" => Some(Self::Assistant),
-            "developer" => Some(Self::System),
             lower => Self::parse(lower),
         }
     }
@@ -43,7 +44,7 @@ impl<'de> Deserialize<'de> for Role {
         impl Visitor<'_> for Name {
             type Value = Role;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("one of `user`, `assistant`, `system`, `tool`, `function`")
+                f.write_str("one of `user`, `assistant`, `system`, `developer`, `tool`, `function`")
             }
             fn visit_str<E: de::Error>(self, name: &str) -> Result<Role, E> {
                 Role::parse(name).ok_or_else(|| E::invalid_value(Unexpected::Str(name), &self))

@@ -8,7 +8,7 @@ use serde::de::{self, Expected, Unexpected};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::json::{Json, integer};
+use crate::json::{Json, integer, is_empty_array};
 
 /// An integer from `MIN` to `MAX`, both included, however it is written: `4.0` is 4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Integer<const MIN: i64, const MAX: i64>(i64);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Amount(f64);
 
-/// A JSON object, stored byte for byte.
+/// A JSON object, stored byte for byte. An empty array counts as an empty object: PHP cannot tell them apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonObject(Json);
 
@@ -86,9 +86,9 @@ pub(crate) fn non_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<St
     if text.is_empty() { Err(de::Error::custom("must not be empty")) } else { Ok(text) }
 }
 
-/// Implements reading of JSON that starts with `$first`.
+/// Implements reading of JSON that starts with `$first`. `$empty` replaces what is written for an empty one.
 macro_rules! json_text {
-    ($name:ident, $first:literal, $expected:literal, $type:literal) => {
+    ($name:ident, $first:literal, $empty:expr, $expected:literal, $type:literal) => {
         impl $name {
             /// The text, as it was sent.
             #[must_use]
@@ -100,10 +100,11 @@ macro_rules! json_text {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let json = Json::deserialize(deserializer)?;
-                if json.as_str().starts_with($first) {
-                    Ok(Self(json))
-                } else {
-                    Err(de::Error::invalid_type(Unexpected::Other("JSON"), &$expected))
+                let empty: Option<&str> = $empty;
+                match empty.filter(|_| is_empty_array(json.as_str())) {
+                    Some(empty) => Json::parse(empty.to_owned()).map(Self).map_err(de::Error::custom),
+                    None if json.as_str().starts_with($first) => Ok(Self(json)),
+                    None => Err(de::Error::invalid_type(Unexpected::Other("JSON"), &$expected)),
                 }
             }
         }
@@ -121,8 +122,8 @@ macro_rules! json_text {
         }
     };
 }
-json_text!(JsonObject, '{', "an object", "object");
-json_text!(JsonArray, '[', "an array", "array");
+json_text!(JsonObject, '{', Some("{}"), "an object", "object");
+json_text!(JsonArray, '[', None, "an array", "array");
 
 impl<const MIN: i64, const MAX: i64> JsonSchema for Integer<MIN, MAX> {
     fn schema_name() -> Cow<'static, str> {

@@ -17,8 +17,9 @@ use crate::validator::faults;
 
 /// The rules that a schema cannot express, each with the words of a refusal by it. The contract lists them:
 /// `docs/contract/README.md`.
-const BEYOND_SCHEMAS: [(&str, &str); 7] = [
+const BEYOND_SCHEMAS: [(&str, &str); 8] = [
     ("the length of an id in bytes", "bytes long"),
+    ("the length of a part of a state's key in bytes", "bytes without control"),
     ("U+0000 in a text or a name", "contains U+0000"),
     ("a name twice in one object", "occurs twice"),
     ("two values of one field", "differs from"),
@@ -59,6 +60,8 @@ const VALUES: &[&str] = &[
     "\"a\"",
     "\" \"",
     "\"user\"",
+    "\"assistant\"",
+    "\"developer\"",
     "\"User\"",
     "\"bot\"",
     "\"tool\"",
@@ -78,6 +81,16 @@ const VALUES: &[&str] = &[
     "\"2026-11-20T10:00:00+24:00\"",
     "\"2026-11-20T10:00:00−05:00\"",
     "\"2026-11-20T10:00\"",
+    "\"2026-11-20 10:00 +0130\"",
+    "\"2026-11-20T10:00:00.5 Z\"",
+    "\"2026-11-20T10:00 \"",
+    "\"2026-11-20T10:00:00  Z\"",
+    "\"2026-11-20T10:00.5Z\"",
+    "\"2026-11-20T10:00:00+01\"",
+    "\"2026-11-20T10:00:00+0160\"",
+    "\"2026-11-20T10:00:00Z00\"",
+    "\"2026-11-20T1\"",
+    "\"1795167000\"",
     "\"2026-11-20\"",
     "\"1969-12-31T23:59:59Z\"",
     "\"1969-12-31T23:59:59-00:01\"",
@@ -98,6 +111,23 @@ const VALUES: &[&str] = &[
     "[{\"type\":\"text\",\"text\":7}]",
     "[{\"type\":\"audio\",\"text\":7}]",
     "[{\"type\":null}]",
+    "[{\"type\":7}]",
+    "[{\"type\":null,\"text\":{\"value\":\"a\"}}]",
+    "[{\"type\":null,\"text\":{\"value\":7}}]",
+    "[{\"text\":null}]",
+    "[{\"text\":[]}]",
+    "[{\"type\":\"output_text\"}]",
+    "[{\"type\":\"input_text\",\"text\":\"a\"}]",
+    "[{\"type\":\"refusal\"}]",
+    "[{\"type\":\"refusal\",\"refusal\":7}]",
+    "[{\"type\":\"thinking\",\"thinking\":null}]",
+    "[{\"type\":\"thinking\",\"thinking\":{}}]",
+    "[{\"type\":\"tool_result\"}]",
+    "[{\"type\":\"tool_result\",\"content\":\"a\"}]",
+    "[{\"type\":\"tool_result\",\"content\":{}}]",
+    "[{\"type\":\"tool_result\",\"content\":[\"a\",{\"type\":\"text\",\"text\":\"b\"}]}]",
+    "[{\"type\":\"tool_result\",\"content\":[{\"type\":\"text\"}]}]",
+    "[ ]",
     "[{\"text\":\"a\"}]",
     "{}",
     "{\"a\":\"b\"}",
@@ -111,7 +141,7 @@ const VALUES: &[&str] = &[
 
 /// Ids about as long as the limit, in characters and in bytes.
 fn long_id() -> impl Strategy<Value = String> {
-    prop_oneof!["a{126,130}", "ñ{62,66}", "😀{30,34}"].prop_map(|id| format!("\"{id}\""))
+    prop_oneof!["a{510,514}", "ñ{254,258}", "😀{126,130}"].prop_map(|id| format!("\"{id}\""))
 }
 
 fn value() -> impl Strategy<Value = String> {
@@ -247,7 +277,7 @@ proptest! {
         let kind = action.kind();
         let mut body = Body::of_example(example.name);
         let mut names = names(kind);
-        names.push("a_field_of_the_sender");
+        names.extend(["a_field_of_the_sender", "parts", "refusal"]);
         for (name, place, value) in changes {
             let name = *name.get(&names);
             let [top, data] = &mut body.0;

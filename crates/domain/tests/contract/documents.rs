@@ -27,50 +27,58 @@ pub(crate) fn documents() -> Vec<(String, Schema)> {
 fn action(kind: ActionKind) -> Schema {
     match kind {
         ActionKind::SaveMessage => {
-            action_with::<wire::SaveMessage<'_>>(kind, &["content", "tool_calls"])
+            // An assistant may say something that is no content, such as a refusal.
+            let assistant = json!({ "allOf": [
+                somewhere("role", &json!({ "const": "assistant" })),
+                { "not": anywhere(&["parts"]) },
+            ] });
+            let content = anywhere(&["content", "tool_calls"]);
+            action_with::<wire::SaveMessage<'_>>(
+                kind,
+                vec![json!({ "anyOf": [content, assistant] })],
+            )
         }
-        ActionKind::SessionOpened => action_with::<wire::SessionOpened>(kind, &[]),
-        ActionKind::SessionClosed => action_with::<wire::SessionClosed>(kind, &[]),
-        ActionKind::GetContext => action_with::<wire::GetContext>(kind, &[]),
-        ActionKind::GetHistory => action_with::<wire::GetHistory>(kind, &[]),
-        ActionKind::Feedback => action_with::<wire::Feedback>(kind, &[]),
-        ActionKind::Erase => action_with::<wire::Erase>(kind, &[]),
-        ActionKind::StateLoad => action_with::<state::Load>(kind, &[]),
-        ActionKind::StateSave => action_with::<state::Save>(kind, &[]),
+        ActionKind::SessionOpened => action_with::<wire::SessionOpened>(kind, Vec::new()),
+        ActionKind::SessionClosed => action_with::<wire::SessionClosed>(kind, Vec::new()),
+        ActionKind::GetContext => action_with::<wire::GetContext>(kind, Vec::new()),
+        ActionKind::GetHistory => action_with::<wire::GetHistory>(kind, Vec::new()),
+        ActionKind::Feedback => action_with::<wire::Feedback>(kind, Vec::new()),
+        ActionKind::Erase => action_with::<wire::Erase>(kind, Vec::new()),
+        ActionKind::StateLoad => action_with::<state::Load>(kind, Vec::new()),
+        ActionKind::StateSave => action_with::<state::Save>(kind, Vec::new()),
         ActionKind::StatePatch => {
-            action_with::<state::Patch>(kind, &["patch", "append", "increment"])
+            action_with::<state::Patch>(kind, vec![anywhere(&["patch", "append", "increment"])])
         }
-        ActionKind::StateTransition => action_with::<state::Transition>(kind, &[]),
-        ActionKind::StateClear => action_with::<state::Clear>(kind, &[]),
-        ActionKind::StateListActive => action_with::<state::ListActive>(kind, &[]),
-        ActionKind::StateStats => action_with::<state::Stats>(kind, &[]),
+        ActionKind::StateTransition => action_with::<state::Transition>(kind, Vec::new()),
+        ActionKind::StateClear => action_with::<state::Clear>(kind, Vec::new()),
+        ActionKind::StateListActive => action_with::<state::ListActive>(kind, Vec::new()),
+        ActionKind::StateStats => action_with::<state::Stats>(kind, Vec::new()),
     }
 }
 
-/// The schema of an action with the payload `P`. Of the fields `one_of` at least one is required.
-fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
-    let mut generator = generator();
+/// The schema of an action with the payload `P`, which has to meet further conditions.
+fn action_with<P: JsonSchema>(kind: ActionKind, mut needed: Vec<Value>) -> Schema {
+    let mut generator = SchemaSettings::draft2020_12().into_generator();
     let common = wire::Common::<'_>::json_schema(&mut generator);
     let payload = P::json_schema(&mut generator);
     let mut properties = Map::new();
-    let mut needed = Vec::new();
     for schema in [&common, &payload] {
         if let Some(Value::Object(own)) = schema.get("properties") {
             properties.extend(own.clone());
         }
         if let Some(Value::Array(required)) = schema.get("required") {
             let names = required.iter().filter_map(Value::as_str);
-            needed.extend(names.map(|name| somewhere(&[name])));
+            needed.extend(names.map(|name| anywhere(&[name])));
         }
-    }
-    if !one_of.is_empty() {
-        needed.push(somewhere(one_of));
     }
     // A field that is null counts as absent: it may be null in one place and have its value in the other.
     for (name, property) in &mut properties {
         match name.as_str() {
             "action_type" => property["enum"] = json!([kind.as_str(), null]),
-            _ => or_null(property),
+            _ => {
+                or_empty_array(property);
+                or_null(property);
+            }
         }
     }
     if let Some(action_type) = properties.get_mut("action_type").and_then(Value::as_object_mut) {
@@ -81,7 +89,7 @@ fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
         let description = "Erase ALL conversations of this user. To erase one conversation, leave it \
             out. With `conversation_id` it is refused.";
         properties["user_id"]["description"] = description.into();
-        let both = [somewhere(&["user_id"]), somewhere(&["conversation_id"])];
+        let both = [anywhere(&["user_id"]), anywhere(&["conversation_id"])];
         needed.push(json!({ "not": { "allOf": both } }));
     }
     let mut definitions = generator.take_definitions(true);
@@ -97,7 +105,11 @@ fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
                 "data": {
                     "description": "Any field may be here instead of at the top level. A field in both \
                         places must have the same value in both.",
-                    "anyOf": [{ "$ref": "#/$defs/Fields" }, { "type": "null" }],
+                    "anyOf": [
+                        { "$ref": "#/$defs/Fields" },
+                        { "type": "array", "maxItems": 0 },
+                        { "type": "null" },
+                    ],
                 },
             },
             "allOf": needed,
@@ -106,35 +118,50 @@ fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
 }
 
 /// At least one of these fields has a value, at the top level or under `data`.
-fn somewhere(names: &[&str]) -> Value {
-    let has_value = |name: &str| {
-        json!({
-            "type": "object",
-            "required": [name],
-            "properties": { (name): { "not": { "type": "null" } } },
-        })
-    };
-    let at_top = names.iter().map(|name| has_value(name));
-    let nested = names
-        .iter()
-        .map(|name| json!({ "required": ["data"], "properties": { "data": has_value(name) } }));
-    json!({ "anyOf": at_top.chain(nested).collect::<Vec<_>>() })
+fn anywhere(names: &[&str]) -> Value {
+    let has_value = json!({ "not": { "type": "null" } });
+    let fields: Vec<Value> = names.iter().map(|name| somewhere(name, &has_value)).collect();
+    if fields.len() == 1 { fields[0].clone() } else { json!({ "anyOf": fields }) }
 }
 
-/// Makes the schema of a property accept null, too.
-fn or_null(property: &mut Value) {
-    let only_null = json!({ "type": "null" });
-    let accepts_null = match (&property["type"], &property["anyOf"]) {
-        (Value::Array(types), _) => types.contains(&"null".into()),
-        (Value::Null, Value::Array(schemas)) => schemas.contains(&only_null),
-        _ => false,
-    };
-    if accepts_null {
+/// A field has a value of this schema, at the top level or under `data`.
+fn somewhere(name: &str, schema: &Value) -> Value {
+    let at_top = json!({ "type": "object", "required": [name], "properties": { (name): schema } });
+    let nested = json!({ "required": ["data"], "properties": { "data": at_top } });
+    json!({ "anyOf": [at_top, nested] })
+}
+
+/// Makes the schema of a property that is an object accept an empty array, too.
+fn or_empty_array(property: &mut Value) {
+    if has_type(property, "object") {
+        or(property, json!({ "type": "array", "maxItems": 0 }));
+    }
+}
+
+fn has_type(schema: &Value, wanted: &str) -> bool {
+    match &schema["type"] {
+        Value::Array(types) => types.contains(&wanted.into()),
+        name => name == wanted,
+    }
+}
+
+/// Makes the schema of a property accept what another schema accepts.
+fn or(property: &mut Value, other: Value) {
+    if let Some(Value::Array(alternatives)) = property.get_mut("anyOf") {
+        alternatives.push(other);
         return;
     }
     let mut schema = property.take();
     let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
-    *property = json!({ "description": description, "anyOf": [schema, only_null] });
+    *property = json!({ "description": description, "anyOf": [schema, other] });
+}
+
+/// Makes the schema of a property accept null, too.
+fn or_null(property: &mut Value) {
+    let alternatives = property["anyOf"].as_array().into_iter().flatten();
+    if !alternatives.chain([&*property]).any(|schema| has_type(schema, "null")) {
+        or(property, json!({ "type": "null" }));
+    }
 }
 
 /// The schema of the reply to an action, if it has one.
@@ -158,7 +185,7 @@ fn reply(kind: ActionKind) -> Schema {
 }
 
 fn reply_with<T: JsonSchema>(kind: ActionKind) -> Schema {
-    let mut generator = generator();
+    let mut generator = sent();
     let body = reply::Reply::<T>::json_schema(&mut generator);
     let definitions = generator.take_definitions(true);
     let data = definitions.get(T::schema_name().as_ref());
@@ -167,7 +194,7 @@ fn reply_with<T: JsonSchema>(kind: ActionKind) -> Schema {
 }
 
 fn event<T: JsonSchema>(event_type: &str) -> (String, Schema) {
-    let mut generator = generator();
+    let mut generator = sent();
     let mut body = T::json_schema(&mut generator);
     let description = body.remove("description");
     body.ensure_object();
@@ -224,6 +251,7 @@ fn unwrap_lines<'a>(values: impl Iterator<Item = &'a mut Value>) {
     }
 }
 
-fn generator() -> SchemaGenerator {
-    SchemaSettings::draft2020_12().into_generator()
+/// For what the workers send.
+fn sent() -> SchemaGenerator {
+    SchemaSettings::draft2020_12().for_serialize().into_generator()
 }

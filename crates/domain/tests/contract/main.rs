@@ -11,4 +11,5 @@ mod malformed;
 mod properties;
 mod rules;
 mod schemas;
+mod shapes;
 mod validator;

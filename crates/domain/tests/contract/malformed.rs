@@ -52,7 +52,8 @@ fn a_refusal_has_a_typed_hint_where_its_sentence_has_a_suggestion() {
             }
             Some(Hint::AddField) => assert!(refusal.detail.ends_with("` is missing"), "{refusal}"),
             Some(Hint::ReplaceUnstorable) => {
-                let named = ["U+0000", "surrogate"].iter().any(|it| refusal.detail.contains(it));
+                let unstorable = ["U+0000", "surrogate", "NaN", "Infinity"];
+                let named = unstorable.iter().any(|it| refusal.detail.contains(it));
                 assert!(named && refusal.field.is_some(), "{refusal}");
             }
             Some(Hint::ToUtf8) => assert!(refusal.detail.contains("UTF-8"), "{refusal}"),

@@ -2,7 +2,7 @@
 
 use domain::action::{Action, ConversationSource, Identity, SaveMessage, TimeSource};
 use domain::envelope::{Envelope, Resolved};
-use domain::failure::Refusal;
+use domain::failure::{Hint, Refusal};
 use domain::ids::{ConversationId, MessageId};
 use domain::message::{Content, Json};
 use domain::time::Timestamp;
@@ -82,7 +82,7 @@ fn without_ids_and_timestamp_the_id_is_new_even_if_amqp_has_a_timestamp() {
 
 #[test]
 fn an_invalid_amqp_message_id_is_refused_only_where_it_identifies_the_action() {
-    let long = "x".repeat(129);
+    let long = "x".repeat(513);
     for invalid in ["a\tb", "\u{85}", &long] {
         let envelope = with_message_id(invalid);
         let refused = |fields: &str| {
@@ -263,6 +263,25 @@ fn amqp_properties_of_replies_take_precedence() {
 }
 
 #[test]
+fn a_number_since_1970_is_refused_with_the_time_that_it_means() {
+    for (sent, meant) in [
+        ("1795167000", "2026-11-20T09:30:00.000000Z"),
+        ("1795167000.1234", "2026-11-20T09:30:00.123400Z"),
+        ("\"1795167000123\"", "2026-11-20T09:30:00.123000Z"),
+        ("1795167000123456", "2026-11-20T09:30:00.123456Z"),
+        ("1795167000123456789", "2026-11-20T09:30:00.123456Z"),
+        ("999999999", "2001-09-09T01:46:39.000000Z"),
+    ] {
+        let refusal = message_with(&format!("\"timestamp\":{sent}"), &Envelope::default());
+        assert_eq!(refusal.expect_err(sent).hint, Some(Hint::DidYouMean(meant.to_owned())));
+    }
+    for sent in ["20261120", "-1795167000", "\"1795167000 s\"", "17951670001", "9999999999999"] {
+        let refusal = message_with(&format!("\"timestamp\":{sent}"), &Envelope::default());
+        assert_eq!(refusal.expect_err(sent).hint, None, "{sent}");
+    }
+}
+
+#[test]
 fn a_tier_may_be_in_the_metadata() {
     let tier = |fields: &str| message(fields).common.tenant_tier;
     assert_eq!(tier(r#""metadata":{"tenant_tier":"free"}"#).as_deref(), Some("free"));
@@ -355,16 +374,94 @@ fn an_equal_value_in_both_places_is_accepted_and_null_is_ignored() {
 }
 
 #[test]
-fn content_may_be_absent_only_if_there_are_tool_calls() {
+fn content_may_be_absent_if_there_are_tool_calls_and_in_messages_of_the_assistant() {
     for content in ["", r#""content":null,"#, r#""content":"","#] {
         let body = body(&format!(r#"{content}"tool_calls":[]"#));
         let Ok(Action::SaveMessage(save)) = decoded(&body) else { panic!("{body}") };
         assert_eq!(save.message.content, Content::Text(String::new()));
         assert_eq!(save.message.tool_calls.as_ref().map(Json::as_str), Some("[]"));
     }
-    let refusal = decoded(&body(r#""tool_calls":null"#)).expect_err("neither");
-    assert_eq!(refusal.field.as_deref(), Some("content"));
-    assert!(refusal.detail.contains("tool_calls"), "{refusal}");
+    let saved = |fields: &str| match decoded(&body(fields)) {
+        Ok(Action::SaveMessage(save)) => save.message,
+        other => panic!("{fields}: {other:?}"),
+    };
+    for (fields, text) in [
+        (r#""tool_calls":null"#, ""),
+        (r#""refusal":"no""#, "no"),
+        (r#""data":{"refusal":"no"}"#, "no"),
+        (r#""refusal":7,"audio":{"id":"a","transcript":"yes"}"#, "yes"),
+        (r#""refusal":null,"audio":{"id":"a"}"#, ""),
+        (r#""tool_calls":[],"refusal":"no""#, ""),
+        (r#""content":"hi","refusal":"no""#, "hi"),
+    ] {
+        let message = saved(fields);
+        assert_eq!(message.content, Content::Text(text.to_owned()), "{fields}");
+        let metadata = message.metadata.as_ref().map(Json::as_str).unwrap_or_default();
+        assert_eq!(metadata.contains("refusal"), fields.contains("refusal"), "{fields}");
+    }
+    for (role, words) in [("user", "add `tool_calls`"), ("tool", "add `tool_calls`")] {
+        let body = body("").replace("assistant", role).replace(",}", "}");
+        let refusal = decoded(&body).expect_err("no content");
+        assert_eq!(refusal.field.as_deref(), Some("content"));
+        assert!(refusal.detail.contains(words), "{refusal}");
+    }
+}
+
+#[test]
+fn the_text_of_parts_is_that_of_the_types_that_the_contract_lists() {
+    for (parts, text) in [
+        (r#"["a",{"text":"b"},{"type":null,"text":{"value":"c"}}]"#, "a\nb\nc"),
+        (r#"[{"type":"output_text","text":"a"},{"type":"input_text","text":"b"}]"#, "a\nb"),
+        (r#"[{"type":"refusal","refusal":"a"},{"type":"thinking","thinking":"b"}]"#, "a\nb"),
+        (r#"[{"type":"tool_result","content":"a"},{"type":"tool_result"}]"#, "a"),
+        (
+            r#"[{"type":"tool_result","content":["a",{"type":"tool_result","content":"b"}]}]"#,
+            "a\nb",
+        ),
+        (r#"[{"type":"audio","text":7},{"toolUse":{}},{"type":"image_url"},{"text":null}]"#, ""),
+        (r#"[{"type":"refusal"},{"type":"thinking","thinking":null}]"#, ""),
+        ("[]", ""),
+    ] {
+        let Ok(Action::SaveMessage(save)) = decoded(&body(&format!(r#""content":{parts}"#))) else {
+            panic!("{parts}")
+        };
+        assert_eq!(save.message.content.text(), text, "{parts}");
+        assert_eq!(save.message.content.parts().map(Json::as_str), Some(parts));
+    }
+}
+
+#[test]
+fn an_id_that_is_an_integer_is_its_digits() {
+    let common = message(r#""user_id":5550001,"conversation_id":-1001234567890,"message_id":7.0"#);
+    assert_eq!(common.common.user_id.unwrap().as_str(), "5550001");
+    assert_eq!(common.common.key.conversation.as_str(), "-1001234567890");
+    assert_eq!(common.message.id.as_str(), "7");
+    let digits = message(r#""message_id":18446744073709551616"#);
+    assert_eq!(digits.message.id.as_str(), "18446744073709551616");
+    let start =
+        r#"{"action_type":"state.load","tenant_id":"t","session_id":1,"profile":"p","key":"#;
+    for key in ["7", r#"{"company":17,"phone":"+7"}"#] {
+        decoded(&format!("{start}{key}}}")).expect(key);
+    }
+    for key in ["1.5", "[]", "true", r#"{"company":[]}"#, r#"{"company":""}"#] {
+        let refusal = decoded(&format!("{start}{key}}}")).expect_err(key);
+        assert_eq!(refusal.field.as_deref(), Some("key"), "{refusal}");
+    }
+}
+
+#[test]
+fn an_empty_array_is_an_empty_object() {
+    assert_eq!(message(r#""metadata":[ ],"data":[]"#).message.metadata.unwrap().as_str(), "{}");
+    let metadata = message(r#""metadata":[],"x":[]"#).message.metadata;
+    assert_eq!(metadata.unwrap().as_str(), r#"{"x":[]}"#);
+    let start = r#""tenant_id":"t","session_id":"s","profile":"p","key":"k""#;
+    for fields in [
+        r#"{"action_type":"state.save","value":[],"#,
+        r#"{"action_type":"state.patch","patch":[],"append":[],"increment":[],"#,
+        r#"{"action_type":"state.list_active","filter":[],"#,
+    ] {
+        decoded(&format!("{fields}{start}}}")).expect(fields);
+    }
 }
 
 #[test]
@@ -381,5 +478,14 @@ fn parts_are_kept_and_their_text_is_read() {
 fn a_time_without_an_offset_is_utc() {
     for text in ["2026-02-03T04:05:06", "2026-02-03 04:05:06", "2026-02-03t04:05:06.000z"] {
         assert_eq!(at(text), at("2026-02-03T04:05:06Z"), "{text}");
+    }
+    for text in [
+        "2026-02-03T04:05Z",
+        "2026-02-03T04:05",
+        "2026-02-03 04:05 +0000",
+        "2026-02-03 05:05:00 +01:00",
+        "2026-02-03T02:35:00.0-0130",
+    ] {
+        assert_eq!(at(text), at("2026-02-03T04:05:00Z"), "{text}");
     }
 }

@@ -145,7 +145,7 @@ fn write_message(message: &Message, limits: &Limits, out: &mut Text) {
     let tone = match message.role {
         Role::User => Tone::Human,
         Role::Assistant => Tone::Model,
-        Role::System | Role::Tool | Role::Function => Tone::Strong,
+        Role::System | Role::Developer | Role::Tool | Role::Function => Tone::Strong,
     };
     let attributes = [
         message.user_id.as_ref().map(AsRef::as_ref),

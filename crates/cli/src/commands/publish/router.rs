@@ -28,6 +28,8 @@ impl Router {
             }
             Err(_) => sent(&body),
         };
+        // A longer id identifies the action in its body alone.
+        let id = id.filter(is_short);
         let routing_key = self.routing_key.clone().or(action_type)?;
         let mut publication = Publication::action(&routing_key, body);
         if let Some(id) = id {
@@ -39,13 +41,17 @@ impl Router {
 
 /// Routing key and id of a body that cannot be decoded as an action.
 fn sent(body: &[u8]) -> (Option<String>, Option<String>) {
-    /// Bytes of an AMQP short string, such as a routing key or a message id.
-    const SHORT_STRING_MAX: usize = 255;
     let fields = SentFields::of(body);
-    let text = |name: &str| fields.text(name).map(Cow::into_owned);
-    let short = |text: &String| (1..=SHORT_STRING_MAX).contains(&text.len());
-    let id = text("message_id").or_else(|| text("action_id"));
-    (text("action_type").filter(short), id.filter(short))
+    let id = fields.id("message_id").or_else(|| fields.id("action_id"));
+    let action_type = fields.text("action_type").map(Cow::into_owned);
+    (action_type.filter(is_short), id.map(Cow::into_owned))
+}
+
+/// Whether a text is an AMQP short string that is not empty, such as a routing key or a message id.
+#[expect(clippy::ptr_arg, reason = "the argument of Option::filter")]
+fn is_short(text: &String) -> bool {
+    const MAX_BYTES: usize = 255;
+    (1..=MAX_BYTES).contains(&text.len())
 }
 
 #[cfg(test)]
