@@ -1,7 +1,7 @@
 //! A conversation with its messages as a JSON document: every value as it was sent.
 
 use database::{ConversationStats, ConversationView, SessionEventView, SessionView};
-use domain::message::{Content, Json, Message, Role};
+use domain::message::{Content, Details, Json, Message, Role};
 use domain::time::Timestamp;
 use serde::Serialize;
 
@@ -44,6 +44,12 @@ pub struct MessageView<'a> {
     created_at: Timestamp,
     received_at: Timestamp,
     metadata: Option<&'a Json>,
+    item: Option<&'a Json>,
+    usage: Option<&'a Json>,
+    finish_reason: Option<&'a str>,
+    response_id: Option<&'a str>,
+    parent_message_id: Option<&'a str>,
+    context_hash: Option<&'a str>,
 }
 
 /// Content as it was sent: a text, or an array of parts.
@@ -79,6 +85,7 @@ impl<'a> TranscriptView<'a> {
 
 impl<'a> From<&'a Message> for MessageView<'a> {
     fn from(message: &'a Message) -> Self {
+        let details = Details::of(&message.details);
         Self {
             id: message.id.as_str(),
             role: message.role,
@@ -96,6 +103,12 @@ impl<'a> From<&'a Message> for MessageView<'a> {
             created_at: message.created_at,
             received_at: message.received_at,
             metadata: message.metadata.as_ref(),
+            item: details.item.as_ref(),
+            usage: details.usage.as_ref(),
+            finish_reason: details.finish_reason.as_deref(),
+            response_id: details.response_id.as_deref(),
+            parent_message_id: details.parent_message_id.as_ref().map(AsRef::as_ref),
+            context_hash: details.context_hash.as_deref(),
         }
     }
 }

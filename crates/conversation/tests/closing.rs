@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use conversation::{ClaimCriteria, Swept};
 use domain::failure::{DeadLetterReason, Dependency, Done, Failure};
+use domain::message::{Details, Json};
 use fixtures::{
     Replica, action, applied, at_once, closer, default_criteria, duplicate, ids, key, refresh, sql,
     stores, sweep, to_save,
@@ -111,6 +112,56 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
     // Another sweep and another refresh find nothing to do.
     assert_eq!(sweep(&closer).await, Swept::default());
     assert_eq!(refresh(&replica.statistics).await, (0, 0));
+}
+
+#[tokio::test]
+async fn the_tokens_that_providers_reported_are_in_the_statistics_and_what_is_no_number_is_not() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    let huge = "999999999999999";
+    let usages = [
+        r#"{"input_tokens": 812, "output_tokens": 45, "cache_read_tokens": 512, "other_tokens": 1}"#,
+        r#"{"input_tokens": 8.0, "output_tokens": "45", "cache_read_tokens": -3, "reasoning_tokens": 0}"#,
+        r#"{"input_tokens": 1e999999, "output_tokens": 1e400, "cache_read_tokens": 0.5}"#,
+        r#"{"input_tokens": null, "output_tokens": {"a": 1}, "cache_read_tokens": [7]}"#,
+        r#"{}"#,
+    ];
+    for (session, usages) in
+        [("s", &usages[..]), ("t", &[r#"{"cache_write_tokens": 1000000000000000}"#])]
+    {
+        for (n, usage) in usages.iter().enumerate() {
+            let usage = Json::parse((*usage).to_owned()).unwrap();
+            let mut save = to_save(session, &format!("m{n}"), &json!({"agent_id": "a"}));
+            save.message.details = Details { usage: Some(usage), ..Details::default() }.boxed();
+            assert_eq!(replica.save(&[save]).await, [applied()]);
+        }
+    }
+    let largest: Vec<_> = (0..10_000)
+        .map(|n| {
+            let mut save = to_save("u", &format!("m{n}"), &json!({}));
+            let usage = Json::parse(format!("{{\"output_tokens\": {huge}}}")).unwrap();
+            save.message.details = Details { usage: Some(usage), ..Details::default() }.boxed();
+            save
+        })
+        .collect();
+    for batch in largest.chunks(500) {
+        replica.save(batch).await;
+    }
+    sql(&env, "UPDATE conversations SET close_requested_at = now()").await;
+    while sweep(&closer).await.archived > 0 {}
+    assert_eq!(refresh(&replica.statistics).await, (3, 2));
+
+    let columns =
+        "input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens";
+    let of = |session: &str| {
+        let id = key(session).conversation;
+        format!("SELECT {columns} FROM conversation_stats WHERE conversation_id = '{id}'")
+    };
+    assert_eq!(sql(&env, &of("s")).await, "820|45|512||0");
+    assert_eq!(sql(&env, &of("t")).await, "||||");
+    assert_eq!(sql(&env, &of("u")).await, "|9223372036854775807|||");
+    let of_a = format!("SELECT {columns} FROM daily_stats WHERE agent_id = 'a'");
+    assert_eq!(sql(&env, &of_a).await, "820|45|512||0");
 }
 
 #[tokio::test]

@@ -56,6 +56,8 @@ fn full_body(kind: ActionKind) -> Value {
         "metadata" => json!({"sent": "value of metadata"}),
         "content" => json!([{"type": "text", "text": "value of content"}]),
         "tool_calls" => json!([{"id": "value of tool_calls"}]),
+        "item" => json!({"sent": "value of item"}),
+        "usage" => json!({"sent": "value of usage"}),
         other => json!(format!("value of {other}")),
     };
     let mut body: Map<String, Value> = fields
@@ -73,7 +75,7 @@ fn stored_form(sent: &Value) -> String {
     match sent {
         Value::String(text) if text.starts_with("2031-") => "2031-05-06 07:08:09.123456".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Object(metadata) => metadata["sent"].as_str().unwrap().to_owned(),
+        Value::Object(object) => object["sent"].as_str().unwrap().to_owned(),
         Value::Array(parts) => ["text", "id"]
             .into_iter()
             .find_map(|name| parts[0].get(name)?.as_str())

@@ -156,10 +156,19 @@ CREATE TABLE message_rows (
     user_id            text COLLATE "C",
     agent_id           text COLLATE "C",
     model_name         text,
-    -- Hash of role, content, tool_calls and tool_call_id. A second message with the same id is a
+    -- Hash of role, content, tool_calls, tool_call_id and item. A second message with the same id is a
     -- duplicate if its hash is the same, else a conflict.
     body_hash          bytea NOT NULL,
     metadata           json,
+    -- What another API gave for this message.
+    item               json,
+    -- The tokens that the provider counted.
+    usage              json,
+    finish_reason      text,
+    response_id        text,
+    -- The message to which this one is the answer, where it is not the one before it.
+    parent_message_id  text COLLATE "C",
+    context_hash       text,
     PRIMARY KEY (conversation, id)
 );
 
@@ -179,7 +188,8 @@ CREATE TABLE message_tokens (
 CREATE VIEW messages AS
 SELECT c.tenant_id, c.id AS conversation_id, m.id, m.role, m.content, m.content_parts, m.tool_calls,
        m.tool_call_id, t.tokens, m.tokens_estimate, m.user_id, m.agent_id, m.model_name,
-       m.processing_time_ms, m.created_at, m.received_at, m.body_hash, m.format, m.metadata
+       m.processing_time_ms, m.created_at, m.received_at, m.body_hash, m.format, m.metadata, m.item, m.usage,
+       m.finish_reason, m.response_id, m.parent_message_id, m.context_hash
 FROM message_rows m
 JOIN conversations c ON c.number = m.conversation
 LEFT JOIN message_tokens t ON t.conversation = m.conversation AND t.id = m.id;
@@ -202,6 +212,12 @@ CREATE TABLE conversation_stats (
     computed_at          timestamptz NOT NULL,
     -- The UTC day on which the conversation began: its row in `daily_stats`.
     day                  date NOT NULL,
+    -- Sums of what the providers counted, by the `usage` of messages; null where no message has the number.
+    input_tokens         bigint,
+    output_tokens        bigint,
+    cache_read_tokens    bigint,
+    cache_write_tokens   bigint,
+    reasoning_tokens     bigint,
     PRIMARY KEY (tenant_id, conversation_id)
 );
 
@@ -219,6 +235,12 @@ CREATE TABLE daily_stats (
     avg_satisfaction     double precision,
     -- A conversation of this day changed after the row was last computed.
     dirty                boolean NOT NULL DEFAULT true,
+    -- As in `conversation_stats`.
+    input_tokens         bigint,
+    output_tokens        bigint,
+    cache_read_tokens    bigint,
+    cache_write_tokens   bigint,
+    reasoning_tokens     bigint,
     PRIMARY KEY (tenant_id, agent_id, day)
 );
 

@@ -77,6 +77,11 @@ fn the_json_of_statistics_is_its_fixture() {
         duration_seconds: 300.0,
         avg_response_seconds: Some(1.25),
         satisfaction: None,
+        input_tokens: Some(812),
+        output_tokens: Some(45),
+        cache_read_tokens: None,
+        cache_write_tokens: None,
+        reasoning_tokens: Some(0),
         computed_from: at("2026-11-20T11:05:41Z"),
         computed_at: at("2026-11-20T11:05:42Z"),
     };

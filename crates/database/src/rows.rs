@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use domain::ids::{AgentId, ConversationKey, InvalidId, MessageId, SessionId, UserId};
-use domain::message::{BodyHash, Content, Json, Message, Role};
+use domain::message::{BodyHash, Content, Details, Json, Message, Role};
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgRow};
@@ -46,7 +46,9 @@ pub struct SaveRow<'a> {
 /// byte for byte.
 pub(crate) const MESSAGE_COLUMNS: &str = "m.id, m.role, m.content, m.content_parts::text AS content_parts, \
      m.tool_calls::text AS tool_calls, m.tool_call_id, m.tokens_estimate, m.user_id, m.agent_id, \
-     m.model_name, m.processing_time_ms, m.created_at, m.received_at, m.metadata::text AS metadata, m.format";
+     m.model_name, m.processing_time_ms, m.created_at, m.received_at, m.metadata::text AS metadata, m.format, \
+     m.item::text AS item, m.usage::text AS usage, m.finish_reason, m.response_id, m.parent_message_id, \
+     m.context_hash";
 
 /// Implements `FromRow`. Fields before the `;` are read from the columns with their names; those after it, as
 /// `field: function`, by a function of the row.
@@ -97,6 +99,15 @@ pub(crate) fn message(row: &PgRow) -> Result<Message> {
         created_at: timestamp(row.try_get("created_at")?),
         received_at: timestamp(row.try_get("received_at")?),
         metadata: json(row, "messages", "metadata")?,
+        details: Details {
+            item: json(row, "messages", "item")?,
+            usage: json(row, "messages", "usage")?,
+            finish_reason: row.try_get("finish_reason")?,
+            response_id: row.try_get("response_id")?,
+            parent_message_id: optional_id(row, "messages", "parent_message_id", MessageId::new)?,
+            context_hash: row.try_get("context_hash")?,
+        }
+        .boxed(),
     })
 }
 

@@ -78,6 +78,16 @@ pub struct ConversationStats {
     pub avg_response_seconds: Option<f64>,
     /// The user's satisfaction, 1 to 5.
     pub satisfaction: Option<i16>,
+    /// Tokens of the prompts, as the providers counted them; `None` if no message says so.
+    pub input_tokens: Option<i64>,
+    /// Tokens of the answers, as the providers counted them.
+    pub output_tokens: Option<i64>,
+    /// Tokens of the prompts that were read from the providers' caches.
+    pub cache_read_tokens: Option<i64>,
+    /// Tokens of the prompts that were written to the providers' caches.
+    pub cache_write_tokens: Option<i64>,
+    /// Tokens of the models' reasoning.
+    pub reasoning_tokens: Option<i64>,
     /// The conversation's `finalised_at` when they were computed.
     pub computed_from: DateTime<Utc>,
     /// When they were computed.
@@ -86,7 +96,8 @@ pub struct ConversationStats {
 
 from_row! { ConversationStats:
     agent_id, message_count, user_messages, assistant_messages, total_tokens, duration_seconds,
-    avg_response_seconds, satisfaction, computed_from, computed_at
+    avg_response_seconds, satisfaction, input_tokens, output_tokens, cache_read_tokens,
+    cache_write_tokens, reasoning_tokens, computed_from, computed_at
 }
 
 impl Database {
@@ -199,40 +210,88 @@ impl Database {
     }
 }
 
+/// A sum, at most the largest number of 64 bits; null if there is nothing to sum. PostgreSQL computes equal aggregates once.
+macro_rules! limited_sum {
+    ($($term:literal),+ => $name:literal) => {
+        concat!(
+            "CASE WHEN sum(", $($term),+, ") > 9223372036854775807 THEN 9223372036854775807
+                  ELSE sum(", $($term),+, ")::bigint END AS ", $name
+        )
+    };
+}
+
+/// The sum of a number of tokens in the `usage` of messages. A sender may write any JSON there: what is no number of at
+/// most 15 digits does not count.
+macro_rules! reported {
+    ($name:literal) => {
+        limited_sum!(
+            "CASE WHEN json_typeof(usage->'", $name, "') = 'number'
+                       AND usage->>'", $name, "' ~ '^[0-9]{1,15}(\\.0+)?$'
+                  THEN (usage->>'", $name, "')::numeric END"
+            => $name
+        )
+    };
+}
+
 /// The statistics of the conversations in `chosen`, from their messages. Conversations without messages have
 /// none.
-pub(crate) const COMPUTED: &str = "
+pub(crate) const COMPUTED: &str = concat!("
     SELECT c.tenant_id, c.id AS conversation_id, c.agent_id, m.messages AS message_count,
            m.of_users AS user_messages, m.of_assistants AS assistant_messages,
            coalesce(c.total_tokens, 0) AS total_tokens,
            extract(epoch FROM m.last - m.first)::float8 AS duration_seconds,
            m.response_seconds AS avg_response_seconds, c.satisfaction,
-           c.finalised_at AS computed_from, (m.first AT TIME ZONE 'UTC')::date AS day
+           c.finalised_at AS computed_from, (m.first AT TIME ZONE 'UTC')::date AS day,
+           m.input_tokens, m.output_tokens, m.cache_read_tokens, m.cache_write_tokens, m.reasoning_tokens
     FROM chosen c
     CROSS JOIN LATERAL (
         SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
                count(*) FILTER (WHERE role = 'user') AS of_users,
                count(*) FILTER (WHERE role = 'assistant') AS of_assistants,
                avg(extract(epoch FROM created_at - previous_at)::float8)
-                   FILTER (WHERE role = 'assistant' AND previous_role = 'user') AS response_seconds
-        FROM (SELECT role, created_at, lag(role) OVER in_order AS previous_role,
+                   FILTER (WHERE role = 'assistant' AND previous_role = 'user') AS response_seconds,
+               ", reported!("input_tokens"), ", ", reported!("output_tokens"), ", ",
+               reported!("cache_read_tokens"), ", ", reported!("cache_write_tokens"), ", ",
+               reported!("reasoning_tokens"), "
+        FROM (SELECT role, created_at, usage, lag(role) OVER in_order AS previous_role,
                      lag(created_at) OVER in_order AS previous_at
               FROM message_rows
               WHERE conversation = c.number
               WINDOW in_order AS (ORDER BY created_at, id)) AS listed
-        HAVING count(*) > 0) AS m";
+        HAVING count(*) > 0) AS m"
+);
+
+/// The sum of a column of `conversation_stats`.
+macro_rules! summed {
+    ($name:literal) => {
+        limited_sum!("s.", $name => $name)
+    };
+}
 
 /// The days in `chosen`, from the statistics of their conversations.
-pub(crate) const COMPUTED_DAYS: &str = "
+pub(crate) const COMPUTED_DAYS: &str = concat!(
+    "
     SELECT k.tenant_id, k.agent_id, k.day, count(s.conversation_id) AS conversations,
            coalesce(sum(s.message_count), 0)::bigint AS messages,
            coalesce(sum(s.total_tokens), 0)::bigint AS tokens,
            avg(s.duration_seconds) AS avg_duration_seconds,
-           avg(s.satisfaction)::float8 AS avg_satisfaction
+           avg(s.satisfaction)::float8 AS avg_satisfaction,
+           ",
+    summed!("input_tokens"),
+    ", ",
+    summed!("output_tokens"),
+    ", ",
+    summed!("cache_read_tokens"),
+    ", ",
+    summed!("cache_write_tokens"),
+    ", ",
+    summed!("reasoning_tokens"),
+    "
     FROM chosen k
     LEFT JOIN conversation_stats s
            ON s.tenant_id = k.tenant_id AND s.day = k.day AND coalesce(s.agent_id, '') = k.agent_id
-    GROUP BY k.tenant_id, k.agent_id, k.day";
+    GROUP BY k.tenant_id, k.agent_id, k.day"
+);
 
 /// Computes the statistics of conversations, then locks those that did not change meanwhile and writes them. Marks as
 /// dirty the days that they counted towards before and those that they count towards now.
@@ -253,7 +312,8 @@ static COMPUTE: LazyLock<String> = LazyLock::new(|| {
          written AS (
              INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, message_count,
                  user_messages, assistant_messages, total_tokens, duration_seconds,
-                 avg_response_seconds, satisfaction, computed_from, day, computed_at)
+                 avg_response_seconds, satisfaction, computed_from, day, input_tokens, output_tokens,
+                 cache_read_tokens, cache_write_tokens, reasoning_tokens, computed_at)
              SELECT n.*, clock_timestamp()
              FROM computed n JOIN mine c ON c.tenant_id = n.tenant_id AND c.id = n.conversation_id
              ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET
@@ -263,7 +323,11 @@ static COMPUTE: LazyLock<String> = LazyLock::new(|| {
                  total_tokens = excluded.total_tokens, duration_seconds = excluded.duration_seconds,
                  avg_response_seconds = excluded.avg_response_seconds,
                  satisfaction = excluded.satisfaction, computed_from = excluded.computed_from,
-                 computed_at = excluded.computed_at, day = excluded.day
+                 computed_at = excluded.computed_at, day = excluded.day,
+                 input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+                 cache_read_tokens = excluded.cache_read_tokens,
+                 cache_write_tokens = excluded.cache_write_tokens,
+                 reasoning_tokens = excluded.reasoning_tokens
              RETURNING tenant_id, agent_id, day),
          dirty_days AS (
              INSERT INTO daily_stats (tenant_id, agent_id, day)
@@ -293,6 +357,9 @@ static COMPUTE_DAY: LazyLock<String> = LazyLock::new(|| {
          UPDATE daily_stats d SET
              conversations = t.conversations, messages = t.messages, tokens = t.tokens,
              avg_duration_seconds = t.avg_duration_seconds, avg_satisfaction = t.avg_satisfaction,
+             input_tokens = t.input_tokens, output_tokens = t.output_tokens,
+             cache_read_tokens = t.cache_read_tokens, cache_write_tokens = t.cache_write_tokens,
+             reasoning_tokens = t.reasoning_tokens,
              dirty = t.changed
          FROM mine t
          WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day

@@ -155,5 +155,6 @@ fn message(id: MessageId) -> Message {
         created_at: now,
         received_at: now,
         metadata: None,
+        details: None,
     }
 }

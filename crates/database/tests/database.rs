@@ -11,8 +11,8 @@ use database::{
 };
 use domain::action::{ConversationSource, TimeSource};
 use domain::failure::FailureClass;
-use domain::ids::{AgentId, ConversationKey, SessionId, TenantId, UserId};
-use domain::message::{Content, Json, Message};
+use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, TenantId, UserId};
+use domain::message::{Content, Details, Json, Message};
 use domain::session_event::SessionEvent;
 use fixtures::{received_at, stored};
 use sqlx::{Connection, PgConnection};
@@ -301,6 +301,14 @@ async fn both_save_statements_store_a_message_the_same_way() {
         model_name: Some("gpt-4".to_owned()),
         processing_time_ms: Some(1.5),
         metadata: Some(json(r#"{"k": "v"}"#)),
+        details: Some(Box::new(Details {
+            item: Some(json(r#"{ "type":"message" , "id":1.0}"#)),
+            usage: Some(json(r#"{"input_tokens" : 7}"#)),
+            finish_reason: Some("stop \"now\"".to_owned()),
+            response_id: Some("r-1".to_owned()),
+            parent_message_id: Some(MessageId::new("größe").unwrap()),
+            context_hash: Some("h".to_owned()),
+        })),
         ..message(id)
     };
     // The first inserts the conversation, the second does not change it, the third is sent with the smaller
@@ -387,8 +395,8 @@ async fn a_conversation_that_was_expected_to_be_settled_is_updated_if_it_must_ch
 async fn a_plan_that_was_made_while_the_tables_were_empty_uses_the_primary_key() {
     let (env, _) = migrated().await;
     let statements = [
-        (include_str!("../src/save/statement.sql"), 36),
-        (include_str!("../src/save/settled.sql"), 25),
+        (include_str!("../src/save/statement.sql"), 38),
+        (include_str!("../src/save/settled.sql"), 27),
         ("SELECT hot_generation FROM conversations WHERE tenant_id = $1 AND id = $2", 2),
     ];
     for (statement, parameters) in statements {

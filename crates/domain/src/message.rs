@@ -1,7 +1,9 @@
 //! A message of a conversation, as it is stored and read.
 
+mod details;
 mod role;
 
+pub use self::details::Details;
 pub use self::role::Role;
 pub use crate::json::Json;
 
@@ -55,6 +57,8 @@ pub struct Message {
     pub received_at: Timestamp,
     /// Further data of the sender.
     pub metadata: Option<Json>,
+    /// What it says beside its content about the model's turn.
+    pub details: Option<Box<Details>>,
 }
 
 /// The position of a message in its conversation. Sorts by time, then by id in byte order.
@@ -115,7 +119,7 @@ impl Message {
         Position { created_at: self.created_at, id: self.id.clone() }
     }
 
-    /// The hash of role, content, tool calls and tool call id. A second message with the same id
+    /// The hash of role, content, tool calls, tool call id and item. A second message with the same id
     /// and the same hash is a duplicate; one with another hash is a conflict.
     #[must_use]
     pub fn body_hash(&self) -> BodyHash {
@@ -124,11 +128,13 @@ impl Message {
             Content::Parts { json, .. } => (b'p', json.canonical()),
         };
         let calls = self.tool_calls.as_ref().map(Json::canonical);
+        let item = Details::of(&self.details).item.as_ref().map(Json::canonical);
         BodyHash::of([
             (b'r', Some(self.role.as_str())),
             (content_tag, Some(&content)),
             (b'c', calls.as_deref()),
             (b'i', self.tool_call_id.as_deref()),
+            (b'o', item.as_deref()),
         ])
     }
 }

@@ -11,13 +11,14 @@ use std::borrow::Cow;
 
 pub use self::content::{Content, Part};
 pub(crate) use self::value::non_empty;
-pub use self::value::{Amount, Integer, JsonArray, JsonObject};
+pub use self::value::{Amount, Fitting, Integer, JsonArray, JsonObject};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::ids::{ActionId, AgentId, ConversationId, MessageId, SessionId, TenantId, UserId};
+use crate::json::Json;
 use crate::message::Role;
 use crate::time::Timestamp;
 
@@ -85,6 +86,22 @@ pub struct SaveMessage<'a> {
     pub tool_call_id: Option<String>,
     /// The tool calls that the model requests.
     pub tool_calls: Option<JsonArray>,
+    /// What another API gave for this message, stored byte for byte: an item of OpenAI's Responses, the blocks of an
+    /// Anthropic message, a framework's own message. Two messages with one id and different items are a conflict.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub item: Option<Json>,
+    /// The tokens that the provider counted. The numbers under `input_tokens`, `output_tokens`, `cache_read_tokens`,
+    /// `cache_write_tokens` and `reasoning_tokens` are in the statistics. What is no object is stored as metadata.
+    pub usage: Option<Fitting<JsonObject>>,
+    /// Why the model stopped, such as `stop` or `length`. What is no string is stored as metadata.
+    pub finish_reason: Option<Fitting<String>>,
+    /// The provider's id of the response. What is no string is stored as metadata.
+    pub response_id: Option<Fitting<String>>,
+    /// The id of the message to which this one is the answer, where that is not the message before it: a regenerated
+    /// answer, an edited message. What is no id is stored as metadata.
+    pub parent_message_id: Option<Fitting<MessageId>>,
+    /// The hash of the context from which the model answered. What is no string is stored as metadata.
+    pub context_hash: Option<Fitting<String>>,
 }
 
 /// The fields of a part that is an object, from which its text is read; other fields are stored unchanged.

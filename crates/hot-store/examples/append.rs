@@ -59,5 +59,6 @@ fn message(number: usize) -> Result<Message, Box<dyn Error>> {
         created_at: Timestamp::from_micros(micros)?,
         received_at: Timestamp::from_micros(micros + 1_000)?,
         metadata: None,
+        details: None,
     })
 }

@@ -9,14 +9,17 @@
 
 use domain::ids::{AgentId, InvalidId, MessageId, UserId};
 use domain::json::{Json, Object};
-use domain::message::{Content, Message, Role};
+use domain::message::{Content, Details, Message, Role};
 use domain::time::{InvalidTimestamp, Timestamp};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// The format that this code writes: JSON of [`Stored`].
+/// JSON of [`Stored`] without the fields of [`Details`].
 const FORMAT: u8 = 1;
+
+/// JSON of [`Stored`] with some of them.
+const FORMAT_WITH_DETAILS: u8 = 2;
 
 /// Why a member is not a message. A copy with such a member is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +56,7 @@ pub enum DecodeError {
     TwoOfOneId,
 }
 
-/// Format 1. Names are short because they are stored with every message. An additional field
+/// Formats 1 and 2. Names are short because they are stored with every message. An additional field
 /// requires a new format: a reader that ignores it would return less than was saved.
 ///
 /// [`encode`] writes the fields in this order.
@@ -86,6 +89,18 @@ struct Stored {
     received_at: i64,
     #[serde(rename = "md", default, deserialize_with = "present")]
     metadata: Option<Json>,
+    #[serde(rename = "it", default, deserialize_with = "present")]
+    item: Option<Json>,
+    #[serde(rename = "us", default, deserialize_with = "present")]
+    usage: Option<Json>,
+    #[serde(rename = "fr")]
+    finish_reason: Option<String>,
+    #[serde(rename = "ri")]
+    response_id: Option<String>,
+    #[serde(rename = "pm")]
+    parent_message_id: Option<String>,
+    #[serde(rename = "ch")]
+    context_hash: Option<String>,
 }
 
 /// Appends the member of a message to a buffer. A processing time that is not finite is left out;
@@ -106,9 +121,11 @@ pub(crate) fn encode(message: &Message, member: &mut Vec<u8>) {
         created_at: _, // the score
         received_at,
         metadata,
+        details,
     } = message;
     member.extend_from_slice(id.as_str().as_bytes());
-    member.extend_from_slice(&[0, FORMAT]);
+    let format = if details.is_some() { FORMAT_WITH_DETAILS } else { FORMAT };
+    member.extend_from_slice(&[0, format]);
     let mut stored = Object::begin(member);
     stored.text("r", role.as_str());
     stored.text("c", content.text());
@@ -122,6 +139,16 @@ pub(crate) fn encode(message: &Message, member: &mut Vec<u8>) {
     stored.number("pt", processing_time_ms.filter(|time| time.is_finite()));
     stored.number("ra", Some(received_at.micros()));
     stored.json("md", metadata.as_ref());
+    if let Some(details) = details {
+        let Details { item, usage, finish_reason, response_id, parent_message_id, context_hash } =
+            &**details;
+        stored.json("it", item.as_ref());
+        stored.json("us", usage.as_ref());
+        stored.text("fr", finish_reason.as_deref());
+        stored.text("ri", response_id.as_deref());
+        stored.text("pm", parent_message_id.as_ref().map(MessageId::as_str));
+        stored.text("ch", context_hash.as_deref());
+    }
     stored.end();
 }
 
@@ -133,7 +160,16 @@ pub(crate) fn decode(member: &[u8], score: f64) -> Result<Message, DecodeError> 
     let id = MessageId::new(id)?;
     let created_at = time_of(score)?;
     match rest {
-        [0, FORMAT, json @ ..] => decode_json(id, created_at, json),
+        [0, FORMAT, json @ ..] => {
+            let message = decode_json(id, created_at, json)?;
+            // A format has the fields that it was defined with.
+            if message.details.is_some() {
+                Err(DecodeError::Json { column: 0 })
+            } else {
+                Ok(message)
+            }
+        }
+        [0, FORMAT_WITH_DETAILS, json @ ..] => decode_json(id, created_at, json),
         [0, format, ..] => Err(DecodeError::Format(*format)),
         _ => Err(DecodeError::CutOff),
     }
@@ -159,6 +195,15 @@ fn decode_json(id: MessageId, created_at: Timestamp, json: &[u8]) -> Result<Mess
         created_at,
         received_at: Timestamp::from_micros(stored.received_at)?,
         metadata: stored.metadata,
+        details: Details {
+            item: stored.item,
+            usage: stored.usage,
+            finish_reason: stored.finish_reason,
+            response_id: stored.response_id,
+            parent_message_id: stored.parent_message_id.map(MessageId::new).transpose()?,
+            context_hash: stored.context_hash,
+        }
+        .boxed(),
     })
 }
 
@@ -188,7 +233,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fixtures::{any_message, full_message, message};
+    use crate::fixtures::{any_message, full_message, message, message_with_details};
 
     fn encoded(message: &Message) -> Vec<u8> {
         let mut member = Vec::new();
@@ -209,6 +254,7 @@ mod tests {
                 message("m-1", 1_700_000_000_000_001),
             ),
             (&include_bytes!("../fixtures/message-v1-full.bin")[..], full_message()),
+            (&include_bytes!("../fixtures/message-v2-details.bin")[..], message_with_details()),
         ] {
             assert_eq!(decode(stored, score(&expected)), Ok(expected.clone()));
             assert_eq!(
@@ -222,6 +268,8 @@ mod tests {
     fn json_is_kept_byte_for_byte_and_null_stays_null() {
         let mut original = message("m", 5);
         original.metadata = Some(Json::parse("null".to_owned()).unwrap());
+        let item = Some(Json::parse(" null".to_owned()).unwrap());
+        original.details = Details { item, ..Details::default() }.boxed();
         original.tool_calls =
             Some(Json::parse("[ 1.0 ,\n {\"b\":1,\"a\":1e2} ]".to_owned()).unwrap());
         assert_eq!(decode(&encoded(&original), 5.0), Ok(original));
@@ -236,7 +284,11 @@ mod tests {
             (b"m\0", DecodeError::CutOff),
             (b"\0\x01{}", DecodeError::Id(InvalidId::Empty)),
             (b"\xff\0\x01{}", DecodeError::IdNotText),
-            (b"m\0\x02{}", DecodeError::Format(2)),
+            (b"m\0\x03{}", DecodeError::Format(3)),
+            (
+                b"m\0\x01{\"r\":\"user\",\"c\":\"\",\"ra\":1,\"fr\":\"stop\"}",
+                DecodeError::Json { column: 0 },
+            ),
             (b"m\0\x01{}", DecodeError::Json { column: 2 }),
             (&good[..good.len() - 1], DecodeError::Json { column: good.len() - 4 }),
         ] {

@@ -1,7 +1,7 @@
 //! Messages for the unit tests.
 
 use domain::ids::{AgentId, MessageId, UserId};
-use domain::message::{Content, Json, Message, Position, Role};
+use domain::message::{Content, Details, Json, Message, Position, Role};
 use domain::time::Timestamp;
 use proptest::option;
 use proptest::prelude::*;
@@ -30,10 +30,11 @@ pub(crate) fn message(id: &str, micros: i64) -> Message {
         created_at: time(micros),
         received_at: time(1_700_000_000_000_002),
         metadata: None,
+        details: None,
     }
 }
 
-/// A message with every field.
+/// A message with every field of format 1.
 pub(crate) fn full_message() -> Message {
     let json = |text: &str| Json::parse(text.to_owned()).unwrap();
     Message {
@@ -53,7 +54,22 @@ pub(crate) fn full_message() -> Message {
         created_at: time(7_258_118_399_999_999),
         received_at: time(0),
         metadata: Some(json(r#"{ "tenant_tier" : "professional", "n": 1.50e2 }"#)),
+        details: None,
     }
+}
+
+/// A message with every field of format 2.
+pub(crate) fn message_with_details() -> Message {
+    let json = |text: &str| Json::parse(text.to_owned()).unwrap();
+    let details = Details {
+        item: Some(json(r#"{ "type":"message","id":"msg_1" }"#)),
+        usage: Some(json(r#"{"input_tokens": 812, "output_tokens": 45}"#)),
+        finish_reason: Some("length".to_owned()),
+        response_id: Some("resp_1".to_owned()),
+        parent_message_id: Some(MessageId::new("größe").unwrap()),
+        context_hash: Some("9f86d081".to_owned()),
+    };
+    Message { details: details.boxed(), ..full_message() }
 }
 
 pub(crate) fn any_id() -> impl Strategy<Value = String> {
@@ -95,6 +111,21 @@ fn any_content() -> impl Strategy<Value = Content> {
     ]
 }
 
+fn any_details() -> impl Strategy<Value = Details> {
+    let text = || option::of(any::<String>());
+    let id = option::of(any_id().prop_map(|id| MessageId::new(id).unwrap()));
+    (option::of(any_json()), option::of(any_json()), text(), text(), id, text()).prop_map(
+        |(item, usage, finish_reason, response_id, parent_message_id, context_hash)| Details {
+            item,
+            usage,
+            finish_reason,
+            response_id,
+            parent_message_id,
+            context_hash,
+        },
+    )
+}
+
 /// Any valid message: every field present or absent, any Unicode string, any valid time.
 pub(crate) fn any_message() -> impl Strategy<Value = Message> {
     let who = (
@@ -108,9 +139,15 @@ pub(crate) fn any_message() -> impl Strategy<Value = Message> {
         any_time(),
         any_time(),
     );
-    let json = (option::of(any_json()), option::of(any::<String>()), option::of(any_json()));
+    let json = (
+        option::of(any_json()),
+        option::of(any::<String>()),
+        option::of(any_json()),
+        option::of(any_details()),
+    );
     (any_id(), proptest::sample::select(&Role::ALL[..]), any_content(), json, who, numbers)
-        .prop_map(|(id, role, content, (tool_calls, tool_call_id, metadata), who, numbers)| {
+        .prop_map(|(id, role, content, json, who, numbers)| {
+            let (tool_calls, tool_call_id, metadata, details) = json;
             let (user_id, agent_id, model_name) = who;
             let (tokens_estimate, processing_time_ms, created_at, received_at) = numbers;
             Message {
@@ -127,6 +164,7 @@ pub(crate) fn any_message() -> impl Strategy<Value = Message> {
                 created_at,
                 received_at,
                 metadata,
+                details: details.and_then(Details::boxed),
             }
         })
 }

@@ -3,7 +3,8 @@
 -- Inserts nothing if a conversation is missing or must be changed, if there are tombstones, or if the row of
 -- this process in `writers` is gone. A message that is already stored causes a unique violation.
 --
--- $1 to $5 are arrays of the conversations, $7 to $22 of the messages; $7 is each message's conversation.
+-- $1 to $5 are arrays of the conversations, $7 to $22, $26 and $27 of the messages; $7 is each message's conversation, $27
+-- an object with what few messages have.
 WITH locked AS MATERIALIZED (
     SELECT k.n, c.number,
            c.status = 'active' AND c.close_requested_at IS NULL
@@ -27,13 +28,16 @@ ready AS MATERIALIZED (
 
 INSERT INTO message_rows (conversation, id, role, content, content_parts, tool_calls, tool_call_id,
                           tokens_estimate, user_id, agent_id, model_name, processing_time_ms,
-                          created_at, received_at, body_hash, metadata, format, saved_by)
+                          created_at, received_at, body_hash, metadata, format, saved_by,
+                          item, usage, finish_reason, response_id, parent_message_id, context_hash)
 SELECT ready.numbers[r.n], r.id, r.role, r.content, r.parts::json, r.calls::json, r.call,
        r.estimate, r.user_id, r.agent_id, r.model_name, r.took,
-       r.created_at, r.received_at, r.body_hash, r.metadata::json, $23, $24
+       r.created_at, r.received_at, r.body_hash, r.metadata::json, $23, $24,
+       r.item::json, (r.details::json)->'usage', (r.details::json)->>'finish_reason',
+       (r.details::json)->>'response_id', (r.details::json)->>'parent_message_id', (r.details::json)->>'context_hash'
 FROM ready,
      unnest($7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
             $14::bigint[], $15::text[], $16::text[], $17::text[], $18::float8[],
-            $19::timestamptz[], $20::timestamptz[], $21::bytea[], $22::text[])
+            $19::timestamptz[], $20::timestamptz[], $21::bytea[], $22::text[], $26::text[], $27::text[])
      AS r (n, id, role, content, parts, calls, call, estimate, user_id, agent_id, model_name, took,
-           created_at, received_at, body_hash, metadata)
+           created_at, received_at, body_hash, metadata, item, details)

@@ -9,7 +9,7 @@
 
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
-use domain::message::{Json, Message};
+use domain::message::{Details, Json, Message};
 use domain::time::Timestamp;
 use failpoints::Guard;
 use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgHasArrayType};
@@ -64,6 +64,7 @@ pub(super) async fn save<'a>(
         .bind(f64::from(TOUCH_SECONDS))
         .bind(hot == HotWrites::KnownDown);
     let query = bind_saved_by(bind_messages(query, &groups, rows).bind(FORMAT_PLAIN), saved_by);
+    let query = bind_details(query, rows);
     let Some(row) = query.fetch_optional(connection).await? else { return Ok(None) };
     let reopened: i64 = row.try_get("reopened")?;
     let places: Option<Vec<i64>> = row.try_get("touched")?;
@@ -91,6 +92,7 @@ pub(super) async fn save_settled(
     let query = sqlx::query(SAVE_SETTLED).bind_keys(first_rows(&groups).map(|row| row.key));
     let query = bind_newest_values(query, &groups).bind(f64::from(TOUCH_SECONDS));
     let query = bind_saved_by(bind_messages(query, &groups, rows).bind(FORMAT_PLAIN), saved_by);
+    let query = bind_details(query, rows);
     Ok(query.execute(connection).await?.rows_affected() > 0)
 }
 
@@ -171,6 +173,14 @@ fn bind_messages(query: Statement, groups: &[Group<'_>], rows: &[&SaveRow<'_>]) 
         .bind(messages().map(|it| utc(it.received_at)).bind_iter())
         .bind(rows.iter().map(|row| &row.body_hash.0[..]).bind_iter());
     bind_sparse(query, messages().map(|it| it.metadata.as_ref().map(Json::as_str)))
+}
+
+/// Few messages have any, so they are two arguments. The item is one of its own: it may be large, and PostgreSQL reads an
+/// object again for each of its members.
+fn bind_details(query: Statement, rows: &[&SaveRow<'_>]) -> Statement {
+    let details = || rows.iter().map(|row| row.message.details.as_deref());
+    let query = bind_sparse(query, details().map(|it| Some(it?.item.as_ref()?.as_str())));
+    bind_sparse(query, details().map(|it| it.and_then(Details::without_item)))
 }
 
 /// Binds a column that is often empty: one null if no row has a value.

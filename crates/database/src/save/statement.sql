@@ -9,7 +9,8 @@
 -- The parts depend on each other and run in this order: locks, new conversations, changed conversations,
 -- messages. Each handles the conversations in the order of the arrays, which is the order of the keys.
 --
--- $1 to $12 are arrays of the conversations, $18 to $33 of the messages; $18 is each message's conversation.
+-- $1 to $12 are arrays of the conversations, $18 to $33, $37 and $38 of the messages; $18 is each message's conversation,
+-- $38 an object with what few messages have.
 WITH forbidden AS MATERIALIZED (
     SELECT any_exist,
            any_exist AND (EXISTS (
@@ -107,16 +108,20 @@ touched AS (
 added AS (
     INSERT INTO message_rows (conversation, id, role, content, content_parts, tool_calls, tool_call_id,
                               tokens_estimate, user_id, agent_id, model_name, processing_time_ms,
-                              created_at, received_at, body_hash, metadata, format, saved_by)
+                              created_at, received_at, body_hash, metadata, format, saved_by,
+                              item, usage, finish_reason, response_id, parent_message_id, context_hash)
     SELECT ready.numbers[r.n], r.id, r.role, r.content, r.parts::json, r.calls::json, r.call,
            r.estimate, r.user_id, r.agent_id, r.model_name, r.took,
-           r.created_at, r.received_at, r.body_hash, r.metadata::json, $34, $35
+           r.created_at, r.received_at, r.body_hash, r.metadata::json, $34, $35,
+           r.item::json, (r.details::json)->'usage', (r.details::json)->>'finish_reason',
+           (r.details::json)->>'response_id', (r.details::json)->>'parent_message_id', (r.details::json)->>'context_hash'
     FROM ready,
          unnest($18::int[], $19::text[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[],
                 $25::bigint[], $26::text[], $27::text[], $28::text[], $29::float8[],
-                $30::timestamptz[], $31::timestamptz[], $32::bytea[], $33::text[])
+                $30::timestamptz[], $31::timestamptz[], $32::bytea[], $33::text[],
+                $37::text[], $38::text[])
          AS r (n, id, role, content, parts, calls, call, estimate, user_id, agent_id, model_name, took,
-               created_at, received_at, body_hash, metadata))
+               created_at, received_at, body_hash, metadata, item, details))
 
 SELECT (SELECT count(*) FROM touched WHERE was_reopened) AS reopened,
        (SELECT array_agg(n) FROM (SELECT n FROM missing UNION ALL SELECT n FROM locked WHERE NOT settled) AS it)

@@ -9,7 +9,7 @@ use crate::action::state::Patch;
 use crate::action::{Action, ActionKind, Common, ConversationSource, Identity, SaveMessage};
 use crate::envelope::Envelope;
 use crate::ids::{ConversationKey, MessageId};
-use crate::message::Message;
+use crate::message::{Details, Message};
 use crate::wire;
 
 pub(super) struct Received<'a> {
@@ -49,6 +49,14 @@ impl<'a> Received<'a> {
             Some(value) => content::read(value, || self.fields.path("content"))?,
             None => content::absent(payload.role, payload.tool_calls.is_some(), &self.fields)?,
         };
+        let details = Details {
+            item: payload.item,
+            usage: self.fitting("usage", payload.usage).map(wire::JsonObject::into_json),
+            finish_reason: self.fitting("finish_reason", payload.finish_reason),
+            response_id: self.fitting("response_id", payload.response_id),
+            parent_message_id: self.fitting("parent_message_id", payload.parent_message_id),
+            context_hash: self.fitting("context_hash", payload.context_hash),
+        };
         let (mut common, identity) = self.common(sent, payload.message_id.as_ref())?;
         let message = Message {
             id: common.resolved_id.clone(),
@@ -64,8 +72,18 @@ impl<'a> Received<'a> {
             created_at: common.happened_at,
             received_at: common.received_at,
             metadata: common.metadata.take(),
+            details: details.boxed(),
         };
         Ok(Action::SaveMessage(Box::new(SaveMessage { common, message, identity })))
+    }
+
+    /// The value of a field, if it has its type; else the field is an unknown one.
+    fn fitting<T>(&mut self, name: &str, sent: Option<wire::Fitting<T>>) -> Option<T> {
+        let value = sent?.get();
+        if value.is_none() {
+            self.fields.forget(&[name]);
+        }
+        value
     }
 
     fn erase(&mut self) -> Result<Action, FieldError> {

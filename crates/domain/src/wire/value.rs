@@ -26,6 +26,37 @@ pub struct JsonObject(Json);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonArray(Json);
 
+/// A value of the type `T`, or any other value, which counts as a field that the contract does not define. For fields
+/// that were added within version 1 of the contract: a sender may have had one of that name before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fitting<T>(Option<T>);
+
+impl<T> Fitting<T> {
+    /// The value, if it has the type.
+    #[must_use]
+    pub fn get(self) -> Option<T> {
+        self.0
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Fitting<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(T::deserialize(deserializer).ok()))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Fitting<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Fitting_{}", T::schema_name()).into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [generator.subschema_for::<T>(), true] })
+    }
+}
+
 impl<const MIN: i64, const MAX: i64> Integer<MIN, MAX> {
     fn new(number: i64) -> Option<Self> {
         (MIN..=MAX).contains(&number).then_some(Self(number))

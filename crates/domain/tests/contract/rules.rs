@@ -489,3 +489,35 @@ fn a_time_without_an_offset_is_utc() {
         assert_eq!(at(text), at("2026-02-03T04:05:00Z"), "{text}");
     }
 }
+
+#[test]
+fn details_are_kept_and_a_value_of_another_type_is_metadata() {
+    let sent = message(
+        r#""item":{ "b":1.0,"a":[] },"usage":{"input_tokens":7},"finish_reason":"stop","response_id":"r",
+           "parent_message_id":17,"context_hash":"h""#,
+    );
+    let details = sent.message.details.expect("details");
+    let json = |json: &Option<Json>| json.as_ref().map(|json| json.as_str().to_owned());
+    assert_eq!(json(&details.item).as_deref(), Some(r#"{ "b":1.0,"a":[] }"#));
+    assert_eq!(json(&details.usage).as_deref(), Some(r#"{"input_tokens":7}"#));
+    assert_eq!(details.finish_reason.as_deref(), Some("stop"));
+    assert_eq!(details.response_id.as_deref(), Some("r"));
+    assert_eq!(details.parent_message_id.as_ref().map(MessageId::as_str), Some("17"));
+    assert_eq!((details.context_hash.as_deref(), sent.message.metadata), (Some("h"), None));
+
+    let others = r#""usage":[1],"finish_reason":7,"response_id":{},"parent_message_id":"","context_hash":true"#;
+    let message = message(&format!(r#"{others},"item":null"#)).message;
+    assert_eq!(message.details, None);
+    let metadata = message.metadata.expect("metadata");
+    assert_eq!(metadata.as_str(), format!("{{{others}}}"));
+}
+
+#[test]
+fn messages_with_different_items_have_different_hashes() {
+    let hash = |fields: &str| message(fields).message.body_hash();
+    assert_ne!(hash(r#""item":{"a":1}"#), hash(""));
+    assert_ne!(hash(r#""item":{"a":1}"#), hash(r#""item":{"a":2}"#));
+    assert_eq!(hash(r#""item":{"a":1,"b":2}"#), hash(r#""item":{ "b":2, "a":1.0 }"#));
+    let rest = r#""usage":{"input_tokens":7},"finish_reason":"stop","parent_message_id":"m""#;
+    assert_eq!(hash(rest), hash(""));
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::message::{Message, Position};
+use domain::message::{Details, Message, Position};
 
 use super::finding::Kind;
 
@@ -71,7 +71,11 @@ fn differing(row: &Message, other: &Message) -> Vec<&'static str> {
         created_at,
         received_at,
         metadata,
+        details,
     } = row;
+    let Details { item, usage, finish_reason, response_id, parent_message_id, context_hash } =
+        Details::of(details);
+    let others = Details::of(&other.details);
     [
         ("role", *role == other.role),
         ("content", *content == other.content),
@@ -85,6 +89,12 @@ fn differing(row: &Message, other: &Message) -> Vec<&'static str> {
         ("timestamp", *created_at == other.created_at),
         ("received_at", *received_at == other.received_at),
         ("metadata", *metadata == other.metadata),
+        ("item", *item == others.item),
+        ("usage", *usage == others.usage),
+        ("finish_reason", *finish_reason == others.finish_reason),
+        ("response_id", *response_id == others.response_id),
+        ("parent_message_id", *parent_message_id == others.parent_message_id),
+        ("context_hash", *context_hash == others.context_hash),
     ]
     .into_iter()
     .filter(|(_, same)| !same)
@@ -116,6 +126,7 @@ mod tests {
             created_at: at,
             received_at: at,
             metadata: None,
+            details: None,
         }
     }
 

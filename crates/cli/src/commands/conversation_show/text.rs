@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use conversation::{Source, TranscriptView};
 use database::{ConversationStats, ConversationView, SessionEventView, SessionView};
-use domain::message::{Message, Role};
+use domain::message::{Details, Json, Message, Role};
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 
@@ -136,6 +136,19 @@ fn in_one_line(statistics: &ConversationStats) -> String {
     if let Some(seconds) = statistics.avg_response_seconds {
         parts.push(format!("average response time {}", span(seconds)));
     }
+    let reported = [
+        ("input", statistics.input_tokens),
+        ("output", statistics.output_tokens),
+        ("read from cache", statistics.cache_read_tokens),
+        ("written to cache", statistics.cache_write_tokens),
+        ("reasoning", statistics.reasoning_tokens),
+    ];
+    let reported = reported.into_iter().filter_map(|(name, tokens)| Some((name, tokens?)));
+    let reported: Vec<_> =
+        reported.map(|(name, tokens)| format!("{} {name}", count(tokens))).collect();
+    if !reported.is_empty() {
+        parts.push(format!("reported by providers: {} tokens", reported.join(", ")));
+    }
     parts.join(", ")
 }
 
@@ -162,6 +175,11 @@ fn write_message(message: &Message, limits: &Limits, out: &mut Text) {
         out.push(INDENT);
         out.line(Tone::Dim, format!("{name} {}", one_line(&limits.on_a_line(value))));
     };
+    let Details { item, usage, finish_reason, response_id, parent_message_id, context_hash } =
+        Details::of(&message.details);
+    if let Some(parent) = parent_message_id {
+        detail(out, "answer to", parent.as_str());
+    }
     if let Some(call) = &message.tool_call_id {
         detail(out, "result of tool call", call);
     }
@@ -174,12 +192,23 @@ fn write_message(message: &Message, limits: &Limits, out: &mut Text) {
     if let Some(calls) = &message.tool_calls {
         detail(out, "tool calls", calls.as_str());
     }
+    for (name, value) in [
+        ("finish reason", finish_reason.as_deref()),
+        ("response", response_id.as_deref()),
+        ("usage", usage.as_ref().map(Json::as_str)),
+        ("item", item.as_ref().map(Json::as_str)),
+        ("context hash", context_hash.as_deref()),
+    ] {
+        if let Some(value) = value {
+            detail(out, name, value);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use domain::ids::{AgentId, MessageId, UserId};
-    use domain::message::{Content, Json};
+    use domain::message::Content;
 
     use super::*;
     use crate::commands::conversation_list::tests::{archived, at};
@@ -200,6 +229,7 @@ mod tests {
             created_at: Timestamp::parse(at).unwrap(),
             received_at: Timestamp::parse(at).unwrap(),
             metadata: None,
+            details: None,
         }
     }
 
@@ -244,6 +274,11 @@ mod tests {
             duration_seconds: 300.0,
             avg_response_seconds: Some(1.25),
             satisfaction: Some(5),
+            input_tokens: Some(812),
+            output_tokens: Some(45),
+            cache_read_tokens: Some(512),
+            cache_write_tokens: None,
+            reasoning_tokens: None,
             computed_from: at("2026-11-20T11:05:41Z"),
             computed_at: at("2026-11-20T11:05:42Z"),
         }
