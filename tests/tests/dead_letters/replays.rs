@@ -9,6 +9,7 @@ use dead_letters::{
 };
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::failure::DeadLetterReason;
+use domain::ids::MAX_ID_BYTES;
 use fixtures::{database, endpoints};
 use metrics::Metrics;
 use serde_json::{Value, json};
@@ -376,6 +377,46 @@ async fn a_replay_saves_the_edited_copy_and_keeps_the_original_body() {
     let bodies = "SELECT concat_ws('|', status, convert_from(body, 'UTF8')::json->>'role',
                     convert_from(edited_body, 'UTF8')::json->>'role', edited_by) FROM dead_letters";
     assert_eq!(scenario.sql(bodies).await, "replayed|bot|assistant|night shift");
+    scenario.finish([saver, collector]).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_with_the_longest_ids_is_stored_traced_and_replayed() {
+    let scenario = Scenario::new().await;
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
+    let [tenant, session, message_id] = ["t", "s", "m"].map(|letter| letter.repeat(MAX_ID_BYTES));
+    let bad = json!({
+        "action_type": "conversation.save_message", "tenant_id": tenant, "session_id": session,
+        "conversation_id": session, "message_id": message_id, "role": "bot", "content": "hi",
+        "user_id": -1_001_234_567_890_i64, "agent_id": tenant, "model_name": tenant,
+    });
+    scenario.agent().publish(&bad).await;
+    let ids =
+        "SELECT concat_ws('|', length(tenant_id), length(session_id), length(conversation_id),
+                                length(message_id), not_stored) FROM dead_letters";
+    let all = [MAX_ID_BYTES; 4].map(|bytes| bytes.to_string()).join("|");
+    scenario.until_sql(ids, &all).await;
+    let id = scenario.sql("SELECT id FROM dead_letters").await;
+    for arguments in [
+        &["dead-letters", "edit", &id, "--apply-suggestion"][..],
+        &["dead-letters", "replay", &id],
+        &["trace", &message_id],
+    ] {
+        let ran = scenario.verbatim(arguments).await;
+        assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    }
+    let saved =
+        "SELECT concat_ws('|', length(tenant_id), length(conversation_id), length(id), user_id)
+                 FROM messages";
+    let wanted = format!("{MAX_ID_BYTES}|{MAX_ID_BYTES}|{MAX_ID_BYTES}|-1001234567890");
+    scenario.until_sql(saved, &wanted).await;
+    // Retries and dead letters of a message that was decoded carry its ids in headers.
+    let conflict = json!({
+        "action_type": "conversation.save_message", "tenant_id": tenant, "session_id": session,
+        "conversation_id": session, "message_id": message_id, "role": "user", "content": "ho",
+    });
+    scenario.agent().publish(&conflict).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters WHERE reason = 'conflict'", "1").await;
     scenario.finish([saver, collector]).await;
 }
 

@@ -1,7 +1,7 @@
 //! Messages are saved once, in order, byte for byte, for their own tenant.
 
 use domain::action::ActionKind;
-use domain::ids::ConversationKey;
+use domain::ids::{ConversationKey, MAX_ID_BYTES};
 use fixtures::examples::{ACTIONS, FIRST_AGENTS, example};
 use serde_json::{Value, json};
 use system_tests::{Counts, ServerSet, at, closed, key_of, message};
@@ -264,7 +264,7 @@ async fn ids_with_any_legal_characters_are_saved_and_archived() {
     ]
     .iter()
     .map(ToString::to_string)
-    .chain(["x".repeat(128), "😀".repeat(32)])
+    .chain(["x".repeat(MAX_ID_BYTES), "😀".repeat(MAX_ID_BYTES / 4)])
     .collect();
     let ids = |id: &str| json!({"conversation_id": id, "agent_id": id, "user_id": id, "model_name": id, "tenant_tier": id});
     let all = |make: &dyn Fn(&str) -> Value| odd.iter().map(|id| make(id)).collect::<Vec<_>>();
