@@ -18,7 +18,7 @@ use clap::ValueEnum;
 use domain::time::Timestamp;
 use serde::Serialize;
 
-pub(crate) use domain::decode::excerpt;
+pub(crate) use domain::excerpt::excerpt;
 pub(crate) use paint::{Paint, Tone};
 pub(crate) use progress::{bar, spinner};
 pub(crate) use table::Cell;

@@ -19,7 +19,6 @@ mod value;
 
 pub use self::body::check_size;
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
-pub use self::fault::excerpt;
 pub use self::reply_address::reply_address;
 pub use self::sent_fields::SentFields;
 

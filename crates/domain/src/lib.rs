@@ -10,6 +10,7 @@ pub mod clock;
 pub mod decode;
 pub mod envelope;
 pub mod event;
+pub mod excerpt;
 pub mod failure;
 pub mod failure_policy;
 pub mod fleet;

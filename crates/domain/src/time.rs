@@ -120,7 +120,7 @@ pub(crate) fn since_1970(number: &str) -> Option<Timestamp> {
 
 /// The part of a text that an error repeats: 40 characters, more than any date has.
 fn excerpt(text: &str) -> String {
-    crate::decode::excerpt(text, 40).into_owned()
+    crate::excerpt::excerpt(text, 40).into_owned()
 }
 
 impl TryFrom<DateTime<Utc>> for Timestamp {

@@ -384,7 +384,7 @@ async fn a_replay_saves_the_edited_copy_and_keeps_the_original_body() {
 async fn a_dead_letter_with_the_longest_ids_is_stored_traced_and_replayed() {
     let scenario = Scenario::new().await;
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
-    let [tenant, session, message_id] = ["t", "s", "m"].map(|letter| letter.repeat(MAX_ID_BYTES));
+    let [tenant, session, message_id] = ["t", "s", "m"].map(|it| it.repeat(MAX_ID_BYTES));
     let bad = json!({
         "action_type": "conversation.save_message", "tenant_id": tenant, "session_id": session,
         "conversation_id": session, "message_id": message_id, "role": "bot", "content": "hi",

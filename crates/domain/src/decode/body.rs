@@ -8,8 +8,9 @@
 use serde::de::IgnoredAny;
 
 use super::body_format::BodyFormat;
-use super::fault::{FieldError, excerpt, malformed};
+use super::fault::{FieldError, malformed};
 use crate::action::ActionKind;
+use crate::excerpt::excerpt;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
 use crate::json::{
     Fault, FaultKind, Member, first_fault, is_storable, members, not_a_number, path_to,

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 
+use crate::excerpt::excerpt;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
 use crate::ids::MAX_ID_BYTES;
 use crate::json::{path_to, string, type_name};
@@ -128,15 +129,6 @@ fn describe(text: &str) -> String {
     match name.strip_prefix("a ") {
         Some(scalar) => format!("the {scalar} {}", excerpt(text, EXCERPT_CHARS)),
         None => name.to_owned(),
-    }
-}
-
-/// At most `chars` characters of a text; an ellipsis stands for the rest.
-#[must_use]
-pub fn excerpt(text: &str, chars: usize) -> Cow<'_, str> {
-    match text.char_indices().nth(chars) {
-        Some((end, _)) => format!("{}…", &text[..end]).into(),
-        None => text.into(),
     }
 }
 
