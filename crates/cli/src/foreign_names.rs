@@ -1,5 +1,5 @@
-//! Names that other systems give to fields of the contract. An action with one of them is valid: the field is stored as
-//! metadata. Its sender probably means the field of the contract.
+//! What in an action its sender probably did not mean, although the validator need not refuse it: names that other systems give to fields of the contract, and
+//! times without an offset, and messages without any text.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::output::{Text, Tone, plural};
 
 /// A field of another system, its value if only that one is meant, and what the contract has instead.
-const FOREIGN: [(&str, Option<&str>, &str); 16] = [
+const FOREIGN: [(&str, Option<&str>, &str); 20] = [
     ("tenantId", None, "`tenant_id`"),
     ("sessionId", None, "`session_id`"),
     ("conversationId", None, "`conversation_id`"),
@@ -26,7 +26,30 @@ const FOREIGN: [(&str, Option<&str>, &str); 16] = [
     ("parts", None, "`content`"),
     ("type", Some("human"), "`role`: `user`"),
     ("type", Some("ai"), "`role`: `assistant`"),
+    ("usage.prompt_tokens", None, "`usage.input_tokens`"),
+    ("usage.completion_tokens", None, "`usage.output_tokens`"),
+    ("usage.cache_read_input_tokens", None, "`usage.cache_read_tokens`"),
+    ("usage.cache_creation_input_tokens", None, "`usage.cache_write_tokens`"),
 ];
+
+/// Fields in which an assistant says something.
+const SAID: [&str; 10] = [
+    "content",
+    "tool_calls",
+    "item",
+    "refusal",
+    "audio",
+    "function_call",
+    "reasoning",
+    "reasoning_content",
+    "reasoning_details",
+    "parts",
+];
+
+const WITHOUT_CONTENT: &str =
+    "the message of an assistant has no `content`, and is saved as an empty one";
+
+const WITHOUT_OFFSET: &str = "`timestamp` has no offset: it is read as UTC";
 
 /// Actions that have a field of another system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,26 +70,44 @@ pub(crate) struct Warning {
 pub(crate) struct Warnings(Vec<Warning>);
 
 impl Warnings {
-    /// Counts the fields of a valid action.
+    /// Counts what is in a line.
     pub(crate) fn count(&mut self, line: u64, body: &[u8]) {
-        let fields = |object: &str| -> BTreeMap<String, String> {
+        let fields = |place: &str, object: &str| -> BTreeMap<String, String> {
             let members = members(object).unwrap_or_default().into_iter();
-            members.map(|(name, value)| (name.into_owned(), value.to_owned())).collect()
+            members.map(|(name, value)| (format!("{place}{name}"), value.to_owned())).collect()
         };
-        let mut sent = fields(std::str::from_utf8(body).unwrap_or_default());
-        let nested = sent.get("data").map(|data| fields(data));
-        sent.extend(nested.unwrap_or_default());
+        let mut sent = fields("", std::str::from_utf8(body).unwrap_or_default());
+        for (name, place) in [("data", ""), ("usage", "usage.")] {
+            let nested = sent.get(name).map(|object| fields(place, object));
+            sent.extend(nested.unwrap_or_default());
+        }
+        let time = sent.get("timestamp").and_then(|json| string(json)).unwrap_or_default();
+        let clock = time.get(10..).unwrap_or_default();
+        if !clock.is_empty() && !clock.contains(['Z', 'z', '+', '-']) {
+            self.add("timestamp", WITHOUT_OFFSET.to_owned(), line);
+        }
+        let has = |name: &str| sent.get(name).is_some_and(|value| value != "null");
+        if sent.get("role").and_then(|json| string(json)).as_deref() == Some("assistant")
+            && !SAID.into_iter().any(has)
+        {
+            self.add("content", WITHOUT_CONTENT.to_owned(), line);
+        }
         for (field, value, meant) in FOREIGN {
             let Some(json) = sent.get(field) else { continue };
             if value.is_some_and(|value| string(json).as_deref() != Some(value)) {
                 continue;
             }
             let of = value.map(|value| format!(" {value:?}")).unwrap_or_default();
-            let detail = format!("`{field}`{of} is stored as metadata; the contract has {meant}");
-            match self.0.iter_mut().find(|warning| warning.detail == detail) {
-                Some(warning) => warning.actions += 1,
-                None => self.0.push(Warning { field, detail, actions: 1, first_line: line }),
-            }
+            let stored =
+                if field.contains('.') { "is not counted" } else { "is stored as metadata" };
+            self.add(field, format!("`{field}`{of} {stored}; the contract has {meant}"), line);
+        }
+    }
+
+    fn add(&mut self, field: &'static str, detail: String, line: u64) {
+        match self.0.iter_mut().find(|warning| warning.detail == detail) {
+            Some(warning) => warning.actions += 1,
+            None => self.0.push(Warning { field, detail, actions: 1, first_line: line }),
         }
     }
 

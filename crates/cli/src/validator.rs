@@ -49,7 +49,7 @@ pub(crate) struct Findings {
     /// What valid messages lack.
     #[serde(flatten)]
     pub(crate) missing: MissingFields,
-    /// Fields of valid actions that other systems name differently.
+    /// What is probably not meant, also in valid lines.
     pub(crate) warnings: Warnings,
     /// What is wrong with each invalid line.
     pub(crate) faults: Vec<Fault>,
@@ -89,11 +89,11 @@ impl Validator {
 
     fn check_line(&self, line: &Line, findings: &mut Findings) {
         findings.lines += 1;
+        findings.warnings.count(line.number, &line.body);
         match self.decode(&line.body) {
             Ok(action) => {
                 findings.valid += 1;
                 findings.missing.count(&action);
-                findings.warnings.count(line.number, &line.body);
             }
             Err(refusal) => {
                 findings.invalid += 1;

@@ -320,7 +320,7 @@ impl<'a> Batch<'a> {
                 session: &action.common.session,
                 tenant_tier: action.common.tenant_tier.as_deref(),
                 message: &action.message,
-                body_hash: action.message.body_hash(),
+                body_hash: action.body_hash(),
             };
             let same = pending
                 .iter_mut()

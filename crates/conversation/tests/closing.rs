@@ -125,6 +125,7 @@ async fn the_tokens_that_providers_reported_are_in_the_statistics_and_what_is_no
         r#"{"input_tokens": 1e999999, "output_tokens": 1e400, "cache_read_tokens": 0.5}"#,
         r#"{"input_tokens": null, "output_tokens": {"a": 1}, "cache_read_tokens": [7]}"#,
         r#"{}"#,
+        &format!(r#"{{"reasoning_tokens": 5.{}}}"#, "0".repeat(20_000)),
     ];
     for (session, usages) in
         [("s", &usages[..]), ("t", &[r#"{"cache_write_tokens": 1000000000000000}"#])]
@@ -157,11 +158,11 @@ async fn the_tokens_that_providers_reported_are_in_the_statistics_and_what_is_no
         let id = key(session).conversation;
         format!("SELECT {columns} FROM conversation_stats WHERE conversation_id = '{id}'")
     };
-    assert_eq!(sql(&env, &of("s")).await, "820|45|512||0");
+    assert_eq!(sql(&env, &of("s")).await, "820|45|512||5");
     assert_eq!(sql(&env, &of("t")).await, "||||");
     assert_eq!(sql(&env, &of("u")).await, "|9223372036854775807|||");
     let of_a = format!("SELECT {columns} FROM daily_stats WHERE agent_id = 'a'");
-    assert_eq!(sql(&env, &of_a).await, "820|45|512||0");
+    assert_eq!(sql(&env, &of_a).await, "820|45|512||5");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use domain::message::{Message, Position};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::epoch::{Numbers, read_numbers};
-use crate::rows::{MESSAGE_COLUMNS, message};
+use crate::rows::{MESSAGE_BYTES, MESSAGE_COLUMNS, message};
 use crate::{Database, Result};
 
 /// Which messages to read: the newest ones before a position.
@@ -66,9 +66,7 @@ async fn read_page(
         "SELECT * FROM (
              SELECT {MESSAGE_COLUMNS},
                     row_number() OVER newest_first AS n,
-                    sum(octet_length(m.content) + coalesce(octet_length(m.content_parts::text), 0)
-                        + coalesce(octet_length(m.tool_calls::text), 0)
-                        + coalesce(octet_length(m.metadata::text), 0)) OVER newest_first AS bytes
+                    sum({MESSAGE_BYTES}) OVER newest_first AS bytes
              FROM (SELECT * FROM message_rows
                    WHERE conversation = (SELECT number FROM conversations WHERE tenant_id = $1 AND id = $2)
                      AND created_at <= coalesce($3, 'infinity'::timestamptz)

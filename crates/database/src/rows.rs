@@ -50,6 +50,14 @@ pub(crate) const MESSAGE_COLUMNS: &str = "m.id, m.role, m.content, m.content_par
      m.item::text AS item, m.usage::text AS usage, m.finish_reason, m.response_id, m.parent_message_id, \
      m.context_hash";
 
+/// The bytes of all columns in [`MESSAGE_COLUMNS`] whose length only the size of a body limits.
+pub(crate) const MESSAGE_BYTES: &str = "octet_length(m.content) + coalesce(octet_length(m.content_parts::text), 0) \
+     + coalesce(octet_length(m.tool_calls::text), 0) + coalesce(octet_length(m.tool_call_id), 0) \
+     + coalesce(octet_length(m.model_name), 0) + coalesce(octet_length(m.metadata::text), 0) \
+     + coalesce(octet_length(m.item::text), 0) + coalesce(octet_length(m.usage::text), 0) \
+     + coalesce(octet_length(m.finish_reason), 0) + coalesce(octet_length(m.response_id), 0) \
+     + coalesce(octet_length(m.context_hash), 0)";
+
 /// Implements `FromRow`. Fields before the `;` are read from the columns with their names; those after it, as
 /// `field: function`, by a function of the row.
 ///

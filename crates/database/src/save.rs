@@ -208,20 +208,26 @@ async fn compare(
 ) -> Result<usize> {
     let open: Vec<usize> = (0..rows.len()).filter(|n| saved[*n].is_none()).collect();
     let compared = || open.iter().map(|n| &rows[*n]);
-    // LATERAL, so that the plan does not depend on table statistics: two look-ups for each row.
+    // LATERAL, so that the plan does not depend on table statistics: three look-ups for each row. The message of a
+    // conflict is not read: it may be large where what arrived is small.
     let found = sqlx::query(AssertSqlSafe(format!(
-        "SELECT k.n, m.* FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
-             AS k (tenant_id, conversation_id, id, n)
+        "SELECT k.n, stored.body_hash, m.* FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
+             WITH ORDINALITY AS k (tenant_id, conversation_id, id, body_hash, n)
          CROSS JOIN LATERAL (
-             SELECT m.body_hash, {MESSAGE_COLUMNS} FROM message_rows m
+             SELECT m.conversation, m.body_hash FROM message_rows m
              WHERE m.id = k.id AND m.conversation = (
                  SELECT c.number FROM conversations c
                  WHERE c.tenant_id = k.tenant_id AND c.id = k.conversation_id)
-             OFFSET 0) AS m"
+             OFFSET 0) AS stored
+         LEFT JOIN LATERAL (
+             SELECT {MESSAGE_COLUMNS} FROM message_rows m
+             WHERE m.id = k.id AND m.conversation = stored.conversation AND stored.body_hash = k.body_hash
+             OFFSET 0) AS m ON true"
     )))
     .bind(compared().map(|row| row.key.tenant.as_str()).bind_iter())
     .bind(compared().map(|row| row.key.conversation.as_str()).bind_iter())
     .bind(compared().map(|row| row.message.id.as_str()).bind_iter())
+    .bind(compared().map(|row| &row.body_hash.0[..]).bind_iter())
     .fetch_all(connection)
     .await?;
     for stored in &found {

@@ -221,13 +221,13 @@ macro_rules! limited_sum {
 }
 
 /// The sum of a number of tokens in the `usage` of messages. A sender may write any JSON there: what is no number of at
-/// most 15 digits does not count.
+/// most 15 digits does not count. Nothing else is converted: a number in JSON may have more digits than a `numeric`.
 macro_rules! reported {
     ($name:literal) => {
         limited_sum!(
             "CASE WHEN json_typeof(usage->'", $name, "') = 'number'
                        AND usage->>'", $name, "' ~ '^[0-9]{1,15}(\\.0+)?$'
-                  THEN (usage->>'", $name, "')::numeric END"
+                  THEN split_part(usage->>'", $name, "', '.', 1)::bigint END"
             => $name
         )
     };

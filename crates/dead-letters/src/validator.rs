@@ -75,7 +75,7 @@ impl DeadLetterValidator {
             (Ok(Action::SaveMessage(save)), Some(resolved)) => {
                 let mut key = save.common.key.clone();
                 key.conversation = resolved.conversation.clone();
-                let hash = save.message.body_hash();
+                let hash = save.body_hash();
                 Some(ContentFingerprint { key, id: resolved.id.clone(), hash })
             }
             _ => None,

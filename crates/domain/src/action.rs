@@ -9,7 +9,7 @@ pub use self::kind::ActionKind;
 use crate::envelope::Resolved;
 use crate::ids::{ActionId, AgentId, ConversationKey, MessageId, SessionId, UserId};
 use crate::json::Json;
-use crate::message::Message;
+use crate::message::{BodyHash, Message};
 use crate::reply::ReplyAddress;
 use crate::time::Timestamp;
 use crate::wire;
@@ -56,6 +56,9 @@ pub struct SaveMessage {
     pub message: Message,
     /// How it got its id.
     pub identity: Identity,
+    /// What an assistant said instead of content, such as a function call: an object. It is stored as metadata, and is
+    /// part of the hash.
+    pub instead_of_content: Option<Json>,
 }
 
 /// The fields of every action.
@@ -167,6 +170,14 @@ impl Action {
     pub fn resolved(&self) -> Option<Resolved> {
         let common = self.common();
         (!common.kind.is_request()).then(|| common.resolved())
+    }
+}
+
+impl SaveMessage {
+    /// The hash by which a second message with the same id is a duplicate or a conflict.
+    #[must_use]
+    pub fn body_hash(&self) -> BodyHash {
+        self.message.hash_with(self.instead_of_content.as_ref())
     }
 }
 

@@ -191,7 +191,7 @@ struct IdText<'a>(Cow<'a, str>);
 pub(crate) const ID: &str = "id";
 
 /// What an id may be, in an error.
-pub(crate) const STRING_OR_INTEGER: &str = "a string or an integer";
+pub(crate) const STRING_OR_INTEGER: &str = "a string or an integer of at most 512 digits";
 
 impl<'de> Deserialize<'de> for IdText<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -123,6 +123,11 @@ impl Message {
     /// and the same hash is a duplicate; one with another hash is a conflict.
     #[must_use]
     pub fn body_hash(&self) -> BodyHash {
+        self.hash_with(None)
+    }
+
+    /// The [body hash](Self::body_hash) of a message that was sent without content, and with this instead of it.
+    pub(crate) fn hash_with(&self, instead_of_content: Option<&Json>) -> BodyHash {
         let (content_tag, content) = match &self.content {
             Content::Text(text) => (b't', Cow::Borrowed(text.as_str())),
             Content::Parts { json, .. } => (b'p', json.canonical()),
@@ -135,6 +140,7 @@ impl Message {
             (b'c', calls.as_deref()),
             (b'i', self.tool_call_id.as_deref()),
             (b'o', item.as_deref()),
+            (b's', instead_of_content.map(Json::canonical).as_deref()),
         ])
     }
 }

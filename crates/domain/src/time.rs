@@ -55,7 +55,7 @@ impl Timestamp {
     }
 
     /// Parses RFC 3339. A text without an offset is UTC; digits after the microseconds are cut off. The seconds may be
-    /// absent, a space may stand before the offset, and the offset may be written without a colon.
+    /// absent, a space may stand before the offset, and the offset may be written without a colon or minutes.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
         // chrono also takes U+2212, the typographic minus, before an offset; the published schemas do not.
         if !text.is_ascii() {
@@ -91,6 +91,7 @@ fn complete(text: &str) -> Option<String> {
     let seconds = if time.len() == "09:30".len() { ":00" } else { "" };
     let offset = match offset.split_at_checked(3) {
         Some((hours, minutes)) if minutes.len() == 2 => format!("{hours}:{minutes}"),
+        Some((hours, "")) => format!("{hours}:00"),
         _ if offset.is_empty() => "Z".to_owned(),
         _ => offset.to_owned(),
     };
@@ -195,10 +196,10 @@ impl schemars::JsonSchema for Timestamp {
             "pattern": concat!(
                 "^(1969|19[7-9][0-9]|2[01][0-9]{2}|2200)-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt ]",
                 "([01][0-9]|2[0-3]):[0-5][0-9](:([0-5][0-9]|60)(\\.[0-9]+)?)?",
-                "( ?([Zz]|[+-]([01][0-9]|2[0-3]):?[0-5][0-9]))?$",
+                "( ?([Zz]|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?))?$",
             ),
             "description": "RFC 3339, from 1970 to 2199. Without an offset it is UTC. Digits after the microseconds are cut \
-                off. The seconds and the colon of the offset may be absent.",
+                off. The seconds, and the colon and the minutes of the offset, may be absent.",
         })
     }
 }

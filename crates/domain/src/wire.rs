@@ -65,6 +65,10 @@ pub struct Common<'a> {
     pub metadata: Option<JsonObject>,
 }
 
+/// The longest `usage`, `finish_reason`, `response_id` and `context_hash`, in bytes; longer ones are metadata. PostgreSQL
+/// reads a `usage` again for each number in it.
+pub const MAX_DETAIL_BYTES: usize = 4_096;
+
 /// Save a message of a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SaveMessage<'a> {
@@ -91,16 +95,20 @@ pub struct SaveMessage<'a> {
     #[schemars(with = "Option<serde_json::Value>")]
     pub item: Option<Json>,
     /// The tokens that the provider counted. The numbers under `input_tokens`, `output_tokens`, `cache_read_tokens`,
-    /// `cache_write_tokens` and `reasoning_tokens` are in the statistics. What is no object is stored as metadata.
+    /// `cache_write_tokens` and `reasoning_tokens` are in the statistics. What is no object, or has more than
+    /// 4096 bytes, is stored as metadata.
     pub usage: Option<Fitting<JsonObject>>,
-    /// Why the model stopped, such as `stop` or `length`. What is no string is stored as metadata.
+    /// Why the model stopped, such as `stop` or `length`. What is no string, or has more than 4096 bytes, is stored as
+    /// metadata.
     pub finish_reason: Option<Fitting<String>>,
-    /// The provider's id of the response. What is no string is stored as metadata.
+    /// The provider's id of the response. What is no string, or has more than 4096 bytes, is stored as
+    /// metadata.
     pub response_id: Option<Fitting<String>>,
     /// The id of the message to which this one is the answer, where that is not the message before it: a regenerated
     /// answer, an edited message. What is no id is stored as metadata.
     pub parent_message_id: Option<Fitting<MessageId>>,
-    /// The hash of the context from which the model answered. What is no string is stored as metadata.
+    /// The hash of the context from which the model answered. What is no string, or has more than 4096 bytes, is stored as
+    /// metadata.
     pub context_hash: Option<Fitting<String>>,
 }
 

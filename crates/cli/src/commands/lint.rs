@@ -14,7 +14,8 @@ use crate::validator::{Findings, Validator};
 ///
 /// One JSON object per line; blank lines are skipped. For each line that the workers would refuse, it
 /// prints the reason of the dead letter, the field at fault and the error. It warns of messages without an id
-/// or a timestamp, and of fields that other systems name differently, such as `messageId`.
+/// or a timestamp, of times without an offset, and of fields that other systems name differently, such as
+/// `messageId`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -125,6 +126,8 @@ mod tests {
             line(r#""content":"a","metadata":{"messageId":1},"type":"message""#),
             line(r#""content":"b","messageId":"m-1","createdAt":"2026-11-20T10:00:00Z""#),
             line(r#""data":{"content":"c","messageId":"m-2","type":"human","parts":[]}"#),
+            line(r#""content":"d","usage":{"prompt_tokens":7,"output_tokens":1}"#)
+                .replace("10:00:00Z", "10:00:00"),
         ];
         insta::assert_snapshot!(rendered(&lines.concat()));
     }

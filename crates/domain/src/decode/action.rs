@@ -45,24 +45,30 @@ impl<'a> Received<'a> {
     fn save_message(&mut self) -> Result<Action, FieldError> {
         let sent: wire::Common<'a> = self.fields.read()?;
         let payload: wire::SaveMessage<'a> = self.fields.read()?;
-        let content = match payload.content {
-            Some(value) => content::read(value, || self.fields.path("content"))?,
-            None => content::absent(payload.role, payload.tool_calls.is_some(), &self.fields)?,
+        let tool_calls = payload.tool_calls.map(wire::JsonArray::into_json);
+        let (content, instead_of_content) = match payload.content {
+            Some(value) => (content::read(value, || self.fields.path("content"))?, None),
+            None => (
+                content::absent(payload.role, tool_calls.as_ref(), &self.fields)?,
+                content::instead(&self.fields),
+            ),
         };
         let details = Details {
             item: payload.item,
-            usage: self.fitting("usage", payload.usage).map(wire::JsonObject::into_json),
-            finish_reason: self.fitting("finish_reason", payload.finish_reason),
-            response_id: self.fitting("response_id", payload.response_id),
-            parent_message_id: self.fitting("parent_message_id", payload.parent_message_id),
-            context_hash: self.fitting("context_hash", payload.context_hash),
+            usage: self
+                .fitting("usage", payload.usage, |usage| usage.as_str().len())
+                .map(wire::JsonObject::into_json),
+            finish_reason: self.fitting("finish_reason", payload.finish_reason, String::len),
+            response_id: self.fitting("response_id", payload.response_id, String::len),
+            parent_message_id: self.fitting("parent_message_id", payload.parent_message_id, |_| 0),
+            context_hash: self.fitting("context_hash", payload.context_hash, String::len),
         };
         let (mut common, identity) = self.common(sent, payload.message_id.as_ref())?;
         let message = Message {
             id: common.resolved_id.clone(),
             role: payload.role,
             content,
-            tool_calls: payload.tool_calls.map(wire::JsonArray::into_json),
+            tool_calls,
             tool_call_id: payload.tool_call_id,
             tokens_estimate: payload.tokens_estimate.map(wire::Integer::get),
             user_id: common.user_id.clone(),
@@ -74,12 +80,18 @@ impl<'a> Received<'a> {
             metadata: common.metadata.take(),
             details: details.boxed(),
         };
-        Ok(Action::SaveMessage(Box::new(SaveMessage { common, message, identity })))
+        let save = SaveMessage { common, message, identity, instead_of_content };
+        Ok(Action::SaveMessage(Box::new(save)))
     }
 
-    /// The value of a field, if it has its type; else the field is an unknown one.
-    fn fitting<T>(&mut self, name: &str, sent: Option<wire::Fitting<T>>) -> Option<T> {
-        let value = sent?.get();
+    /// The value of a field, if it has its type and is not too long; else the field is an unknown one.
+    fn fitting<T>(
+        &mut self,
+        name: &str,
+        sent: Option<wire::Fitting<T>>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Option<T> {
+        let value = sent?.get().filter(|value| bytes(value) <= wire::MAX_DETAIL_BYTES);
         if value.is_none() {
             self.fields.forget(&[name]);
         }

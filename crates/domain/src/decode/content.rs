@@ -7,22 +7,25 @@ use serde_json::value::RawValue;
 
 use super::fault::FieldError;
 use super::fields::Fields;
-use crate::json::{Json, members, string};
+use crate::json::{Json, is_empty_array, members, string};
 use crate::message::{Content, Role};
 use crate::wire;
+
+/// What to do with JSON that is no content.
+const AS_A_STRING: &str = "send its text, such as its JSON as a string";
 
 /// Reads the content of a message; `path` is its path in the body.
 pub(super) fn read(value: &RawValue, path: impl Fn() -> String) -> Result<Content, FieldError> {
     match value.get().as_bytes().first() {
         Some(b'[') => {
             let mut lines = Vec::new();
-            parts(value.get(), &path(), &mut lines)?;
+            parts(value.get(), &path(), Place::Content, &mut lines)?;
             Ok(Content::Parts { json: Json::from(value.to_owned()), text: lines.join("\n") })
         }
         Some(b'{') => {
-            let fault = "must be a string or an array of parts, but is an object; send its text, such as its JSON \
-                         as a string";
-            Err(FieldError::new(&path(), fault))
+            let fault =
+                format!("must be a string or an array of parts, but is an object; {AS_A_STRING}");
+            Err(FieldError::new(&path(), &fault))
         }
         _ => string(value.get()).map(|text| Content::Text(text.into_owned())).ok_or_else(|| {
             FieldError::wrong_type(&path(), "a string or an array of parts", value.get())
@@ -33,17 +36,17 @@ pub(super) fn read(value: &RawValue, path: impl Fn() -> String) -> Result<Conten
 /// The content of a message that was sent without it, from the message's other fields.
 pub(super) fn absent(
     role: Role,
-    has_tool_calls: bool,
+    tool_calls: Option<&Json>,
     fields: &Fields<'_>,
 ) -> Result<Content, FieldError> {
-    if has_tool_calls {
-        return Ok(Content::Text(String::new()));
-    }
     if fields.value("parts").is_some() {
         let fault = "is missing or null; send the array `parts` as `content`";
         return Err(fields.error("content", fault));
     }
-    if role != Role::Assistant {
+    if tool_calls.is_some_and(|calls| !is_empty_array(calls.as_str())) {
+        return Ok(Content::Text(String::new()));
+    }
+    if role != Role::Assistant && tool_calls.is_none() {
         let fault = "is missing or null; add it, or add `tool_calls`";
         return Err(fields.error("content", fault));
     }
@@ -52,31 +55,54 @@ pub(super) fn absent(
         let audio = members(fields.value("audio")?).ok()?;
         audio.into_iter().find(|(name, _)| name == "transcript").map(|(_, value)| value)
     };
-    let said = fields.value("refusal").and_then(string).or_else(|| string(transcript()?));
+    let refusal = fields.value("refusal").and_then(string).filter(|refusal| !refusal.is_empty());
+    let said = refusal.or_else(|| string(transcript()?));
     Ok(Content::Text(said.unwrap_or_default().into_owned()))
 }
 
+/// Fields in which an assistant says something instead of content: of OpenAI's Chat Completions, and of servers that are
+/// compatible with it.
+const INSTEAD: [&str; 6] =
+    ["refusal", "audio", "function_call", "reasoning", "reasoning_content", "reasoning_details"];
+
+/// What a message says instead of content, as an object.
+pub(super) fn instead(fields: &Fields<'_>) -> Option<Json> {
+    let said = INSTEAD.into_iter().filter_map(|name| Some((name, fields.value(name)?)));
+    let members: Vec<String> = said.map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    // Made of valid pieces, so it parses.
+    if members.is_empty() { None } else { Json::parse(format!("{{{}}}", members.join(","))).ok() }
+}
+
+/// Where parts are. A result within a result is not read: reading each level again would take the square of the depth.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Content,
+    ToolResult,
+}
+
 /// Adds the text of parts, one line for each.
-fn parts(array: &str, path: &str, lines: &mut Vec<String>) -> Result<(), FieldError> {
+fn parts(array: &str, path: &str, place: Place, lines: &mut Vec<String>) -> Result<(), FieldError> {
     let elements: Vec<&RawValue> =
         serde_json::from_str(array).map_err(|error| FieldError::value(path, array, &error))?;
     for (index, element) in elements.into_iter().enumerate() {
         let path = format!("{path}[{index}]");
         match string(element.get()) {
             Some(text) => lines.push(text.into_owned()),
-            None => part(element.get(), &path, lines)?,
+            None => part(element.get(), &path, place, lines)?,
         }
     }
     Ok(())
 }
 
-fn part(object: &str, path: &str, lines: &mut Vec<String>) -> Result<(), FieldError> {
-    let place = format!("{path}.");
-    let members = members(object)
-        .map_err(|_| FieldError::wrong_type(path, "an object or a string", object))?;
+fn part(object: &str, path: &str, place: Place, lines: &mut Vec<String>) -> Result<(), FieldError> {
+    let members = members(object).map_err(|_| {
+        let expected = format!("a part: an object or a string ({AS_A_STRING})");
+        FieldError::wrong_type(path, &expected, object)
+    })?;
+    let start = format!("{path}.");
     let part: wire::PartFields<'_> =
-        Fields::new(members, &place).read().map_err(|error| error.inside(&place))?;
-    let at = |name: &str| format!("{place}{name}");
+        Fields::new(members, &start).read().map_err(|error| error.inside(&start))?;
+    let at = |name: &str| format!("{start}{name}");
     match part.kind.as_deref() {
         Some("text" | "output_text" | "input_text") => {
             let text = part.text.ok_or_else(|| FieldError::missing(&at("text")))?;
@@ -89,11 +115,14 @@ fn part(object: &str, path: &str, lines: &mut Vec<String>) -> Result<(), FieldEr
         }
         Some("refusal") => lines.extend(text(part.refusal, &at("refusal"))?),
         Some("thinking") => lines.extend(text(part.thinking, &at("thinking"))?),
-        Some("tool_result") => match part.content.map(RawValue::get) {
+        Some("tool_result") if place == Place::Content => match part.content.map(RawValue::get) {
             None => {}
-            Some(array) if array.starts_with('[') => parts(array, &at("content"), lines)?,
+            Some(array) if array.starts_with('[') => {
+                parts(array, &at("content"), Place::ToolResult, lines)?;
+            }
             Some(other) => lines.push(string(other).map(Into::into).ok_or_else(|| {
-                FieldError::wrong_type(&at("content"), "a string or an array of parts", other)
+                let expected = format!("a string or an array of parts ({AS_A_STRING})");
+                FieldError::wrong_type(&at("content"), &expected, other)
             })?),
         },
         Some(_) => {}

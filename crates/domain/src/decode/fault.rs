@@ -47,8 +47,20 @@ impl FieldError {
             }
             "role" => ("a role", Role::meant_by(&string(value)?)?.as_str().to_owned()),
             "timestamp" => {
-                let number = string(value).unwrap_or(value.into());
-                ("an RFC 3339 date and time", since_1970(&number)?.to_string())
+                let sent = string(value).unwrap_or(value.into());
+                // Programs in Java write 1.795167E9.
+                let number = match sent.parse::<f64>() {
+                    Ok(number) if sent.contains(['e', 'E']) => number.to_string().into(),
+                    _ => sent,
+                };
+                match since_1970(&number) {
+                    Some(time) => ("an RFC 3339 date and time", time.to_string()),
+                    None if value.starts_with('"') => return None,
+                    None => {
+                        let expected = "an RFC 3339 string such as \"2026-01-31T09:30:00.250Z\"";
+                        return Some(Self::wrong_type(path, expected, value));
+                    }
+                }
             }
             _ => return None,
         };
@@ -61,7 +73,8 @@ impl FieldError {
     /// known.
     pub(super) fn inside(self, place: &str) -> Self {
         match &self.field {
-            Some(name) if !name.starts_with(place) => Self {
+            // A path that was cut is complete.
+            Some(name) if !name.starts_with(place) && !name.ends_with('…') => Self {
                 detail: self.detail.replacen(name, &format!("{place}{name}"), 1),
                 field: Some(format!("{place}{name}")),
                 hint: self.hint,

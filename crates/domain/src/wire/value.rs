@@ -123,6 +123,12 @@ macro_rules! json_text {
         impl $name {
             /// The text, as it was sent.
             #[must_use]
+            pub fn as_str(&self) -> &str {
+                self.0.as_str()
+            }
+
+            /// The JSON, as it was sent.
+            #[must_use]
             pub fn into_json(self) -> Json {
                 self.0
             }

@@ -28,15 +28,13 @@ fn action(kind: ActionKind) -> Schema {
     match kind {
         ActionKind::SaveMessage => {
             // An assistant may say something that is no content, such as a refusal.
-            let assistant = json!({ "allOf": [
-                somewhere("role", &json!({ "const": "assistant" })),
+            let assistant = somewhere("role", &json!({ "const": "assistant" }));
+            let without_content = json!({ "allOf": [
+                { "anyOf": [anywhere(&["tool_calls"]), assistant] },
                 { "not": anywhere(&["parts"]) },
             ] });
-            let content = anywhere(&["content", "tool_calls"]);
-            action_with::<wire::SaveMessage<'_>>(
-                kind,
-                vec![json!({ "anyOf": [content, assistant] })],
-            )
+            let needed = json!({ "anyOf": [anywhere(&["content"]), without_content] });
+            action_with::<wire::SaveMessage<'_>>(kind, vec![needed])
         }
         ActionKind::SessionOpened => action_with::<wire::SessionOpened>(kind, Vec::new()),
         ActionKind::SessionClosed => action_with::<wire::SessionClosed>(kind, Vec::new()),

@@ -17,7 +17,7 @@ fn saved(body: &str) -> SaveMessage {
 }
 
 fn hash_of(name: &str) -> String {
-    let hash = saved(example(name).expect(name)).message.body_hash();
+    let hash = saved(example(name).expect(name)).body_hash();
     hash.0.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

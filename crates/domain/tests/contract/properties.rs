@@ -213,20 +213,20 @@ proptest! {
         metadata in json(),
         estimate in 0..i64::MAX,
     ) {
-        let plain = saved("user", &text, "").message.body_hash();
+        let plain = saved("user", &text, "").body_hash();
         let more = format!(
             r#","timestamp":"{at}","metadata":{{"m":{metadata}}},"tokens_estimate":{estimate},"processing_time_ms":3,"agent_id":"a","model_name":"m","x":1"#
         );
-        prop_assert_eq!(saved("user", &text, &more).message.body_hash(), plain);
-        prop_assert_ne!(saved("assistant", &text, "").message.body_hash(), plain);
-        prop_assert_ne!(saved("user", &format!("{text}."), "").message.body_hash(), plain);
-        prop_assert_ne!(saved("user", &text, r#","tool_call_id":"c""#).message.body_hash(), plain);
-        prop_assert_ne!(saved("user", &text, r#","tool_calls":[]"#).message.body_hash(), plain);
+        prop_assert_eq!(saved("user", &text, &more).body_hash(), plain);
+        prop_assert_ne!(saved("assistant", &text, "").body_hash(), plain);
+        prop_assert_ne!(saved("user", &format!("{text}."), "").body_hash(), plain);
+        prop_assert_ne!(saved("user", &text, r#","tool_call_id":"c""#).body_hash(), plain);
+        prop_assert_ne!(saved("user", &text, r#","tool_calls":[]"#).body_hash(), plain);
     }
 
     #[test]
     fn a_body_hash_is_of_what_tool_calls_mean(one in json(), other in json()) {
-        let hash = |calls: &str| saved("assistant", "", &format!(r#","tool_calls":[{calls}]"#)).message.body_hash();
+        let hash = |calls: &str| saved("assistant", "", &format!(r#","tool_calls":[{calls}]"#)).body_hash();
         prop_assert_eq!(hash(&one.to_string()), hash(&same_meaning(&one)));
         let alike = one == other;
         prop_assert_eq!(hash(&one.to_string()) == hash(&other.to_string()), alike, "{} {}", one, other);

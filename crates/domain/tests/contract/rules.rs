@@ -6,6 +6,7 @@ use domain::failure::{Hint, Refusal};
 use domain::ids::{ConversationId, MessageId};
 use domain::message::{Content, Json};
 use domain::time::Timestamp;
+use domain::wire::MAX_DETAIL_BYTES;
 
 use fixtures::{NEW_ID, decoded, decoded_with, received_at};
 
@@ -271,11 +272,14 @@ fn a_number_since_1970_is_refused_with_the_time_that_it_means() {
         ("1795167000123456", "2026-11-20T09:30:00.123456Z"),
         ("1795167000123456789", "2026-11-20T09:30:00.123456Z"),
         ("999999999", "2001-09-09T01:46:39.000000Z"),
+        ("1.795167E9", "2026-11-20T09:30:00.000000Z"),
     ] {
         let refusal = message_with(&format!("\"timestamp\":{sent}"), &Envelope::default());
         assert_eq!(refusal.expect_err(sent).hint, Some(Hint::DidYouMean(meant.to_owned())));
     }
-    for sent in ["20261120", "-1795167000", "\"1795167000 s\"", "17951670001", "9999999999999"] {
+    for sent in
+        ["1e400", "20261120", "-1795167000", "\"1795167000 s\"", "17951670001", "9999999999999"]
+    {
         let refusal = message_with(&format!("\"timestamp\":{sent}"), &Envelope::default());
         assert_eq!(refusal.expect_err(sent).hint, None, "{sent}");
     }
@@ -329,7 +333,7 @@ fn a_number_in_a_free_field_is_kept_as_it_was_written() {
 
 #[test]
 fn messages_whose_free_fields_differ_in_a_large_number_have_different_hashes() {
-    let hash = |number: &str| message(&format!(r#""tool_calls":[{number}]"#)).message.body_hash();
+    let hash = |number: &str| message(&format!(r#""tool_calls":[{number}]"#)).body_hash();
     let different =
         ["1e400", "1e401", "-1e400", "0", "1e-400", "123456789012345678901234567890", "1e29"];
     for (n, one) in different.iter().enumerate() {
@@ -391,13 +395,18 @@ fn content_may_be_absent_if_there_are_tool_calls_and_in_messages_of_the_assistan
         (r#""data":{"refusal":"no"}"#, "no"),
         (r#""refusal":7,"audio":{"id":"a","transcript":"yes"}"#, "yes"),
         (r#""refusal":null,"audio":{"id":"a"}"#, ""),
-        (r#""tool_calls":[],"refusal":"no""#, ""),
+        (r#""tool_calls":[],"refusal":"no""#, "no"),
+        (r#""tool_calls":[{"id":"c"}],"refusal":"no""#, ""),
         (r#""content":"hi","refusal":"no""#, "hi"),
     ] {
         let message = saved(fields);
         assert_eq!(message.content, Content::Text(text.to_owned()), "{fields}");
         let metadata = message.metadata.as_ref().map(Json::as_str).unwrap_or_default();
         assert_eq!(metadata.contains("refusal"), fields.contains("refusal"), "{fields}");
+    }
+    for parts in [r#""parts":[]"#, r#""content":null,"tool_calls":[{}],"data":{"parts":["a"]}"#] {
+        let refusal = decoded(&body(parts)).expect_err(parts);
+        assert!(refusal.detail.contains("send the array `parts` as `content`"), "{refusal}");
     }
     for (role, words) in [("user", "add `tool_calls`"), ("tool", "add `tool_calls`")] {
         let body = body("").replace("assistant", role).replace(",}", "}");
@@ -415,7 +424,7 @@ fn the_text_of_parts_is_that_of_the_types_that_the_contract_lists() {
         (r#"[{"type":"refusal","refusal":"a"},{"type":"thinking","thinking":"b"}]"#, "a\nb"),
         (r#"[{"type":"tool_result","content":"a"},{"type":"tool_result"}]"#, "a"),
         (
-            r#"[{"type":"tool_result","content":["a",{"type":"tool_result","content":"b"}]}]"#,
+            r#"[{"type":"tool_result","content":["a",{"text":"b"},{"type":"tool_result","content":7}]}]"#,
             "a\nb",
         ),
         (r#"[{"type":"audio","text":7},{"toolUse":{}},{"type":"image_url"},{"text":null}]"#, ""),
@@ -485,6 +494,7 @@ fn a_time_without_an_offset_is_utc() {
         "2026-02-03 04:05 +0000",
         "2026-02-03 05:05:00 +01:00",
         "2026-02-03T02:35:00.0-0130",
+        "2026-02-03 04:05:00+00",
     ] {
         assert_eq!(at(text), at("2026-02-03T04:05:00Z"), "{text}");
     }
@@ -510,11 +520,43 @@ fn details_are_kept_and_a_value_of_another_type_is_metadata() {
     assert_eq!(message.details, None);
     let metadata = message.metadata.expect("metadata");
     assert_eq!(metadata.as_str(), format!("{{{others}}}"));
+
+    let long = "x".repeat(MAX_DETAIL_BYTES + 1);
+    let long =
+        format!(r#""usage":{{"x":"{long}"}},"finish_reason":"{long}","context_hash":"{long}""#);
+    let message = self::message(&long).message;
+    assert_eq!(message.details, None);
+    assert_eq!(message.metadata.expect("metadata").as_str(), format!("{{{long}}}"));
+}
+
+#[test]
+fn messages_that_say_different_things_instead_of_content_have_different_hashes() {
+    let hash = |fields: &str| match decoded(&body(fields)) {
+        Ok(Action::SaveMessage(save)) => save.body_hash(),
+        other => panic!("{fields}: {other:?}"),
+    };
+    let different = [
+        r#""function_call":{"name":"a","arguments":"{}"}"#,
+        r#""function_call":{"name":"b","arguments":"{}"}"#,
+        r#""audio":{"id":"a"}"#,
+        r#""audio":{"id":"b"}"#,
+        r#""reasoning_content":"a""#,
+        r#""refusal":"a""#,
+        r#""content":"a""#,
+        r#""content":"""#,
+    ];
+    for (n, one) in different.iter().enumerate() {
+        for (m, other) in different.iter().enumerate() {
+            assert_eq!(hash(one) == hash(other), n == m, "{one} {other}");
+        }
+    }
+    let traced = r#""trace":1,"refusal":null,"function_call":{ "arguments":"{}","name":"a" }"#;
+    assert_eq!(hash(traced), hash(different[0]));
 }
 
 #[test]
 fn messages_with_different_items_have_different_hashes() {
-    let hash = |fields: &str| message(fields).message.body_hash();
+    let hash = |fields: &str| message(fields).body_hash();
     assert_ne!(hash(r#""item":{"a":1}"#), hash(""));
     assert_ne!(hash(r#""item":{"a":1}"#), hash(r#""item":{"a":2}"#));
     assert_eq!(hash(r#""item":{"a":1,"b":2}"#), hash(r#""item":{ "b":2, "a":1.0 }"#));
