@@ -1,8 +1,9 @@
-//! What in an action its sender probably did not mean, although the validator need not refuse it: names that other systems give to fields of the contract, and
-//! times without an offset, and messages without any text.
+//! What in an action is probably not meant, although the validator need not refuse it: names that other systems give to
+//! fields of the contract, times without an offset, messages of an assistant without any content.
 
 use std::collections::BTreeMap;
 
+use domain::decode::INSTEAD_OF_CONTENT;
 use domain::json::{members, string};
 use serde::Serialize;
 
@@ -32,31 +33,20 @@ const FOREIGN: [(&str, Option<&str>, &str); 20] = [
     ("usage.cache_creation_input_tokens", None, "`usage.cache_write_tokens`"),
 ];
 
-/// Fields in which an assistant says something.
-const SAID: [&str; 10] = [
-    "content",
-    "tool_calls",
-    "item",
-    "refusal",
-    "audio",
-    "function_call",
-    "reasoning",
-    "reasoning_content",
-    "reasoning_details",
-    "parts",
-];
+/// Fields in which an assistant says something, beside [`INSTEAD_OF_CONTENT`].
+const CONTENT: [&str; 4] = ["content", "tool_calls", "item", "parts"];
 
 const WITHOUT_CONTENT: &str =
     "the message of an assistant has no `content`, and is saved as an empty one";
 
 const WITHOUT_OFFSET: &str = "`timestamp` has no offset: it is read as UTC";
 
-/// Actions that have a field of another system.
+/// Something that is probably not meant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Warning {
     /// The field.
     pub(crate) field: &'static str,
-    /// What it is, and what the contract has instead.
+    /// What happens with it, and what the contract has instead.
     pub(crate) detail: String,
     /// How many actions have it.
     pub(crate) actions: u64,
@@ -64,7 +54,7 @@ pub(crate) struct Warning {
     pub(crate) first_line: u64,
 }
 
-/// The fields of other systems in the actions of a file.
+/// What in the lines of a file is probably not meant.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Warnings(Vec<Warning>);
@@ -88,7 +78,7 @@ impl Warnings {
         }
         let has = |name: &str| sent.get(name).is_some_and(|value| value != "null");
         if sent.get("role").and_then(|json| string(json)).as_deref() == Some("assistant")
-            && !SAID.into_iter().any(has)
+            && !CONTENT.into_iter().chain(INSTEAD_OF_CONTENT).any(has)
         {
             self.add("content", WITHOUT_CONTENT.to_owned(), line);
         }
@@ -111,7 +101,7 @@ impl Warnings {
         }
     }
 
-    /// A line for each field.
+    /// A line for each of them.
     pub(crate) fn write(&self, out: &mut Text) {
         for Warning { detail, actions, first_line, .. } in &self.0 {
             let actions = plural(*actions, "action");

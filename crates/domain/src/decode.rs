@@ -18,6 +18,7 @@ mod sent_fields;
 mod value;
 
 pub use self::body::check_size;
+pub use self::content::INSTEAD_OF_CONTENT;
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
 pub use self::reply_address::reply_address;
 pub use self::sent_fields::SentFields;

@@ -50,7 +50,7 @@ impl<'a> Received<'a> {
             Some(value) => (content::read(value, || self.fields.path("content"))?, None),
             None => (
                 content::absent(payload.role, tool_calls.as_ref(), &self.fields)?,
-                content::instead(&self.fields),
+                content::instead(tool_calls.as_ref(), &self.fields),
             ),
         };
         let details = Details {

@@ -75,9 +75,8 @@ fn not_an_object(
     if let Some((at, word)) =
         not_a_number(text).filter(|_| members(&replace_unstorable(text, "")).is_ok())
     {
-        let field = path_to(text, at);
-        let detail =
-            format!("`{}` is {word}, which JSON does not have; send null", excerpt(&field, 80));
+        let field = excerpt(&path_to(text, at), 80).into_owned();
+        let detail = format!("`{field}` is {word}, which JSON does not have; send null");
         let (field, hint) = (Some(field), Some(Hint::ReplaceUnstorable));
         return Refusal { field, hint, ..malformed(detail) };
     }

@@ -33,6 +33,10 @@ pub(super) fn read(value: &RawValue, path: impl Fn() -> String) -> Result<Conten
     }
 }
 
+fn has_calls(tool_calls: Option<&Json>) -> bool {
+    tool_calls.is_some_and(|calls| !is_empty_array(calls.as_str()))
+}
+
 /// The content of a message that was sent without it, from the message's other fields.
 pub(super) fn absent(
     role: Role,
@@ -43,7 +47,7 @@ pub(super) fn absent(
         let fault = "is missing or null; send the array `parts` as `content`";
         return Err(fields.error("content", fault));
     }
-    if tool_calls.is_some_and(|calls| !is_empty_array(calls.as_str())) {
+    if has_calls(tool_calls) {
         return Ok(Content::Text(String::new()));
     }
     if role != Role::Assistant && tool_calls.is_none() {
@@ -62,12 +66,15 @@ pub(super) fn absent(
 
 /// Fields in which an assistant says something instead of content: of OpenAI's Chat Completions, and of servers that are
 /// compatible with it.
-const INSTEAD: [&str; 6] =
+pub const INSTEAD_OF_CONTENT: [&str; 6] =
     ["refusal", "audio", "function_call", "reasoning", "reasoning_content", "reasoning_details"];
 
-/// What a message says instead of content, as an object.
-pub(super) fn instead(fields: &Fields<'_>) -> Option<Json> {
-    let said = INSTEAD.into_iter().filter_map(|name| Some((name, fields.value(name)?)));
+/// What a message without content and tool calls says instead, as an object.
+pub(super) fn instead(tool_calls: Option<&Json>, fields: &Fields<'_>) -> Option<Json> {
+    if has_calls(tool_calls) {
+        return None;
+    }
+    let said = INSTEAD_OF_CONTENT.into_iter().filter_map(|name| Some((name, fields.value(name)?)));
     let members: Vec<String> = said.map(|(name, value)| format!("\"{name}\":{value}")).collect();
     // Made of valid pieces, so it parses.
     if members.is_empty() { None } else { Json::parse(format!("{{{}}}", members.join(","))).ok() }

@@ -87,6 +87,18 @@ fn no_refusal_repeats_more_than_the_beginning_of_a_value() {
 }
 
 #[test]
+fn the_field_of_a_refusal_is_short_however_long_its_name_is() {
+    let name = "x".repeat(5_000);
+    let start = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi""#;
+    for fault in [r#":NaN"#, r#":"\u0000""#] {
+        let body = format!("{start},\"{name}\"{fault}}}");
+        let refusal = decoded_with(body.as_bytes(), &Envelope::default()).expect_err(fault);
+        let field = refusal.field.expect("a field");
+        assert!(field.ends_with('…') && field.len() < 150, "{field}");
+    }
+}
+
+#[test]
 fn the_largest_body_is_accepted_and_one_byte_more_is_too_large() {
     let body = |bytes: usize| {
         let open = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":""#;

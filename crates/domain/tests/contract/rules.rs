@@ -550,6 +550,9 @@ fn messages_that_say_different_things_instead_of_content_have_different_hashes()
             assert_eq!(hash(one) == hash(other), n == m, "{one} {other}");
         }
     }
+    // Beside tool calls they are metadata, as they were before.
+    let calls = r#""content":null,"tool_calls":[{"id":"c"}]"#;
+    assert_eq!(hash(&format!(r#"{calls},"reasoning_content":"a""#)), hash(calls));
     let traced = r#""trace":1,"refusal":null,"function_call":{ "arguments":"{}","name":"a" }"#;
     assert_eq!(hash(traced), hash(different[0]));
 }

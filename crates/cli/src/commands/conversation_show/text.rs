@@ -147,7 +147,7 @@ fn in_one_line(statistics: &ConversationStats) -> String {
     let reported: Vec<_> =
         reported.map(|(name, tokens)| format!("{} {name}", count(tokens))).collect();
     if !reported.is_empty() {
-        parts.push(format!("reported by providers: {} tokens", reported.join(", ")));
+        parts.push(format!("tokens reported by providers: {}", reported.join(", ")));
     }
     parts.join(", ")
 }
