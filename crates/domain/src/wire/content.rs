@@ -1,4 +1,4 @@
-//! The schema of a message's content. [`decode`](crate::decode()) reads the content from its text.
+//! The schema of a message's content. [`decode`](mod@crate::decode) reads the content from its text.
 
 use std::borrow::Cow;
 
