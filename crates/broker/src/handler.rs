@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use domain::decode::Extent;
 use domain::envelope::Resolved;
 use domain::failure::{Dependency, Done, Failure, Refusal, Unavailable};
 use domain::reply::{ErrorType, ReplyAddress, ReplyError};
@@ -35,6 +36,11 @@ pub trait Handler: Send + Sync + 'static {
         Self: Sized,
     {
         None
+    }
+
+    /// How many messages the body has for which this handler works, and their bytes. Batches and the prefetch count them.
+    fn extent(&self, body: &[u8]) -> Extent {
+        Extent::of_one(body)
     }
 
     /// Decodes a delivery, without I/O. A refused message becomes a dead letter; the rest of the batch is

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use domain::decode::INSTEAD_OF_CONTENT;
 use domain::json::{members, string};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::output::{Text, Tone, plural};
 
@@ -60,13 +61,25 @@ pub(crate) struct Warning {
 pub(crate) struct Warnings(Vec<Warning>);
 
 impl Warnings {
-    /// Counts what is in a line.
+    /// Counts what is in a line, and in its messages.
     pub(crate) fn count(&mut self, line: u64, body: &[u8]) {
+        let body = std::str::from_utf8(body).unwrap_or_default();
+        self.count_object(line, body);
+        let members = members(body).unwrap_or_default();
+        let messages = members.iter().find(|(name, _)| name == "messages").map(|(_, json)| *json);
+        let messages: Option<Vec<&RawValue>> =
+            messages.and_then(|it| serde_json::from_str(it).ok());
+        for message in messages.into_iter().flatten() {
+            self.count_object(line, message.get());
+        }
+    }
+
+    fn count_object(&mut self, line: u64, object: &str) {
         let fields = |place: &str, object: &str| -> BTreeMap<String, String> {
             let members = members(object).unwrap_or_default().into_iter();
             members.map(|(name, value)| (format!("{place}{name}"), value.to_owned())).collect()
         };
-        let mut sent = fields("", std::str::from_utf8(body).unwrap_or_default());
+        let mut sent = fields("", object);
         for (name, place) in [("data", ""), ("usage", "usage.")] {
             let nested = sent.get(name).map(|object| fields(place, object));
             sent.extend(nested.unwrap_or_default());

@@ -90,24 +90,28 @@ impl Validator {
     fn check_line(&self, line: &Line, findings: &mut Findings) {
         findings.lines += 1;
         findings.warnings.count(line.number, &line.body);
-        match self.decode(&line.body) {
+        let refused = match self.decode(&line.body) {
             Ok(action) => {
-                findings.valid += 1;
-                findings.missing.count(&action);
+                let refused: Vec<Refusal> = action.refused_elements().cloned().collect();
+                if refused.is_empty() {
+                    findings.missing.count(&action);
+                }
+                refused
             }
             Err(refusal) => {
-                findings.invalid += 1;
                 if findings.lines == 1 {
                     findings.hint = not_json_lines(&line.body);
                 }
-                findings.faults.push(Fault {
-                    line: line.number,
-                    reason: refusal.reason.as_str(),
-                    field: refusal.field,
-                    detail: refusal.detail,
-                });
+                vec![refusal]
             }
-        }
+        };
+        *(if refused.is_empty() { &mut findings.valid } else { &mut findings.invalid }) += 1;
+        findings.faults.extend(refused.into_iter().map(|refusal| Fault {
+            line: line.number,
+            reason: refusal.reason.as_str(),
+            field: refusal.field,
+            detail: refusal.detail,
+        }));
     }
 }
 
@@ -137,9 +141,10 @@ impl Findings {
 impl MissingFields {
     /// Counts what an action lacks, if it is a message.
     pub(crate) fn count(&mut self, action: &Action) {
-        let Action::SaveMessage(save) = action else { return };
-        self.without_identity += u64::from(matches!(save.identity, Identity::Random { .. }));
-        self.without_timestamp += u64::from(save.common.time_source == TimeSource::Receipt);
+        for save in action.messages() {
+            self.without_identity += u64::from(matches!(save.identity, Identity::Random { .. }));
+            self.without_timestamp += u64::from(save.common.time_source == TimeSource::Receipt);
+        }
     }
 
     /// A line for each field that messages lack.

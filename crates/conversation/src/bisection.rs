@@ -71,6 +71,10 @@ pub struct Bisection<'a, T> {
     parts: VecDeque<&'a [T]>,
     /// The conversation whose row an item needs.
     key: fn(&T) -> Option<&ConversationKey>,
+    /// Whether two neighbours are saved in one transaction, if that is possible.
+    are_one: fn(&T, &T) -> bool,
+    /// Whether they are separated where they fail by themselves.
+    divides_one: bool,
     /// For the parts of a batch that has failed; `None` until it has.
     of_parts: Option<Database>,
     /// Whether another part, or a test write, has succeeded.
@@ -99,6 +103,8 @@ impl<'a, T> Bisection<'a, T> {
         Self {
             parts: VecDeque::from([batch]),
             key,
+            are_one: |_, _| false,
+            divides_one: true,
             of_parts: None,
             another_succeeded: false,
             succeeded: Vec::new(),
@@ -108,6 +114,19 @@ impl<'a, T> Bisection<'a, T> {
             database,
             metrics,
         }
+    }
+
+    /// Items that are neighbours and for which `are_one` holds are only separated if they fail without the others, by
+    /// themselves. All of them need the same row.
+    #[must_use]
+    pub fn keeping_together(self, are_one: fn(&T, &T) -> bool) -> Self {
+        Self { are_one, ..self }
+    }
+
+    /// Items that are kept together are never separated: they fail together.
+    #[must_use]
+    pub fn undivided(self) -> Self {
+        Self { divides_one: false, ..self }
     }
 
     /// The next part to try, never an empty one, and the database with its time limit; `None` if all were tried.
@@ -166,7 +185,7 @@ impl<'a, T> Bisection<'a, T> {
         }
         let database = self.database.batches();
         // What is blamed for anything but time is blamed for a test write after it, not one long before.
-        let is_blamed = part.len() == 1 && !error.is_time_out();
+        let is_blamed = self.is_one(part) && !error.is_time_out();
         self.time_outs += usize::from(error.is_time_out());
         let is_again = self.time_outs > TIME_OUTS || matches!(error, Error::TimedOut(_));
         if (!self.another_succeeded || is_blamed || is_again)
@@ -197,7 +216,9 @@ impl<'a, T> Bisection<'a, T> {
                 return Ok(Some(SetAside { items, error, are_known_to_be_locked: true }));
             }
         }
-        let alone = self.split(part, error.is_lock());
+        // What is too slow together is tried apart, with more time; only there it is divided.
+        let is_slow = error.is_time_out() && self.database.has_parts();
+        let alone = self.split(part, error.is_lock(), error.is_lock() || is_slow);
         let aside = |items: &'a [T]| SetAside {
             items: items.iter().collect(),
             error,
@@ -207,15 +228,20 @@ impl<'a, T> Bisection<'a, T> {
     }
 
     /// The halves of the part are tried after the parts that are there. A part that is not split is returned.
-    fn split(&mut self, part: &'a [T], is_lock: bool) -> Option<&'a [T]> {
+    fn split(&mut self, part: &'a [T], is_lock: bool, is_whole: bool) -> Option<&'a [T]> {
         let at = match part {
             [] => None,
-            [alone] => {
-                self.locked.extend(is_lock.then_some(alone));
+            [first, rest @ ..]
+                if self.is_one(part) && (is_whole || !self.divides_one || rest.is_empty()) =>
+            {
+                self.locked.extend(is_lock.then_some(first));
                 None
             }
-            [first, ..] if is_lock => self.split_by_rows(part, first),
-            _ => Some(part.len() / 2),
+            _ if self.is_one(part) => Some(part.len() / 2),
+            [first, ..] if is_lock => {
+                self.split_by_rows(part, first).and_then(|at| self.near(part, at))
+            }
+            _ => self.near(part, part.len() / 2),
         };
         let Some(at) = at else { return Some(part) };
         self.metrics.add(Counter::TransactionRetries { class: TransactionRetry::Split }, 1);
@@ -226,6 +252,17 @@ impl<'a, T> Bisection<'a, T> {
 }
 
 impl<T> Bisection<'_, T> {
+    /// Whether all of a part is saved in one transaction, if that is possible.
+    fn is_one(&self, part: &[T]) -> bool {
+        part.windows(2).all(|pair| (self.are_one)(&pair[0], &pair[1]))
+    }
+
+    /// The place nearest to `at` that separates none that are kept together.
+    fn near(&self, part: &[T], at: usize) -> Option<usize> {
+        let between = (1..part.len()).filter(|n| !(self.are_one)(&part[n - 1], &part[*n]));
+        between.min_by_key(|n| n.abs_diff(at))
+    }
+
     /// Where to split a part that failed by a lock: between two rows, or behind the first item of one row; `None` if
     /// that row is locked.
     fn split_by_rows(&self, part: &[T], first: &T) -> Option<usize> {
@@ -273,7 +310,8 @@ mod tests {
                 part.iter().map(|(item, _)| *item).collect()
             };
             if part.iter().any(|(item, _)| bad(*item)) {
-                at_fault.extend(bisection.split(part, is_lock).into_iter().flat_map(numbers));
+                let alone = bisection.split(part, is_lock, is_lock);
+                at_fault.extend(alone.into_iter().flat_map(numbers));
             } else {
                 bisection.succeeded(part);
                 saved.extend(numbers(part));
@@ -310,6 +348,26 @@ mod tests {
         saved.sort_unstable();
         assert_eq!(at_fault, [350]);
         assert_eq!(saved, batch.iter().copied().filter(|i| *i != 350).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn items_that_are_kept_together_are_separated_only_where_they_fail_by_themselves() {
+        let (database, metrics) = (never_connected(), Metrics::new());
+        let batch: Vec<u32> = (0..500).collect();
+        let mut bisection = Bisection::new(&batch, |_| None, &database, &metrics)
+            .keeping_together(|one, other| one / 10 == other / 10);
+        let (mut saved, mut at_fault) = (Vec::<u32>::new(), Vec::new());
+        while let Some((part, _)) = bisection.next() {
+            if part.contains(&321) {
+                at_fault.extend(bisection.split(part, false, false).into_iter().flatten());
+                continue;
+            }
+            let is_of_the_bad_one = part[0] / 10 == 32;
+            assert!(is_of_the_bad_one || part.len() % 10 == 0 && part[0] % 10 == 0, "{part:?}");
+            bisection.succeeded(part);
+            saved.extend(part);
+        }
+        assert_eq!((saved.len(), at_fault), (499, vec![&321]));
     }
 
     #[test]

@@ -35,6 +35,11 @@ impl LimitedDatabase {
         Self { batches, parts: None }
     }
 
+    /// Whether a part of a batch has a shorter time limit than the batch.
+    pub(crate) fn has_parts(&self) -> bool {
+        self.parts.is_some()
+    }
+
     /// For a batch.
     #[must_use]
     pub fn batches(&self) -> &Database {

@@ -12,10 +12,10 @@
 //! Only then does [`Saver::save`] return.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use database::{Database, HotWrites, OpenSaves, SaveRow, Saved};
+use database::{Database, HotWrites, OpenSaves, Place, SaveRow, Saved, SavedBatch, Wanted};
 use domain::action::{Identity, SaveMessage, TimeSource};
 use domain::causes::with_causes;
 use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
@@ -75,11 +75,31 @@ impl Saver {
     /// # Errors
     /// PostgreSQL is unavailable. Part of the batch may be stored; saving it again is harmless.
     pub async fn save(&self, actions: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
+        let each = |(unit, message)| ToSave { message, unit, atomic: false, after_receipt: None };
+        self.save_units(&actions.iter().enumerate().map(each).collect::<Vec<_>>()).await
+    }
+
+    /// As [`save`](Self::save), for messages of which some belong together: those of one unit are committed in one
+    /// transaction or, where PostgreSQL refuses some of them, the others in as few as possible. Of an atomic unit all
+    /// have an effect, or all fail.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub async fn save_units(&self, actions: &[ToSave<'_>]) -> Result<Vec<Outcome>, Unavailable> {
         let hot = if self.hot.is_known_down() { HotWrites::KnownDown } else { HotWrites::Follow };
         let mut batch = Batch::new(actions, &self.locked);
         failpoints::reached(Step::SaveDecoded);
-        while let Some(round) = batch.next_round() {
-            self.store(&mut batch, &round, hot).await?;
+        let mut is_first = true;
+        while let Some(mut round) = batch.next_round() {
+            if !std::mem::take(&mut is_first) {
+                batch.fail_locked(&mut round, &self.locked);
+            }
+            self.store(&mut batch, &round, hot, Wanted::Each).await?;
+        }
+        for mut unit in batch.atomic_units() {
+            // The conversation of an earlier unit may be the same one.
+            batch.fail_locked(&mut unit, &self.locked);
+            self.store(&mut batch, &unit, hot, Wanted::AllOrNone).await?;
         }
         failpoints::reached(Step::SaveCommitted);
         if hot == HotWrites::Follow {
@@ -103,24 +123,30 @@ impl Saver {
         batch: &mut Batch<'a>,
         round: &[Row<'a>],
         hot: HotWrites,
+        wanted: Wanted,
     ) -> Result<(), Unavailable> {
         let mut bisection =
-            Bisection::new(round, |row| Some(row.row.key), &self.database, &self.metrics);
+            Bisection::new(round, |row| Some(row.row.key), &self.database, &self.metrics)
+                .keeping_together(|one, other| one.unit == other.unit);
+        if wanted == Wanted::AllOrNone {
+            bisection = bisection.undivided();
+        }
         while let Some((part, database)) = bisection.next() {
-            let rows: Vec<SaveRow<'_>> = part.iter().map(|row| row.row).collect();
+            let part_in_order = in_key_order(part);
+            let rows: Vec<SaveRow<'_>> = part_in_order.iter().map(|row| row.row).collect();
             let random = || self.random.next();
-            let error =
-                match retry_transient(&self.metrics, || database.save(&rows, hot, &random)).await {
-                    Ok(saved) => {
-                        bisection.succeeded(part);
-                        self.locked.forget(part.iter().map(|row| row.row.key));
-                        self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
-                        batch.settle(part, saved.rows);
-                        batch.renewed.extend(saved.touched);
-                        continue;
-                    }
-                    Err(error) => error,
-                };
+            let save = || database.save(&rows, hot, &random, wanted);
+            let error = match retry_transient(&self.metrics, save).await {
+                Ok(saved) => {
+                    bisection.succeeded(part);
+                    self.locked.forget(part.iter().map(|row| row.row.key));
+                    self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
+                    batch.renewed.extend(saved.touched.iter().copied());
+                    batch.settle(&part_in_order, saved);
+                    continue;
+                }
+                Err(error) => error,
+            };
             let aside = bisection.failed(part, error, Database::check_save).await?;
             let Some(SetAside { items, error, are_known_to_be_locked }) = aside else { continue };
             let (reason, failure) = (with_causes(&error), failed_alone(error));
@@ -233,7 +259,7 @@ impl Saver {
     fn count(&self, batch: &Batch<'_>) {
         let (mut new, mut duplicate, mut conflict, mut erased) = (0, 0, 0, 0);
         let (mut anonymous, mut untimed) = (0, 0);
-        for (action, outcome) in batch.actions.iter().zip(&batch.outcomes) {
+        for (ToSave { message: action, .. }, outcome) in batch.actions.iter().zip(&batch.outcomes) {
             match outcome {
                 Some(Ok(Done::Applied)) => {
                     new += 1;
@@ -263,21 +289,41 @@ impl Saver {
     }
 }
 
+/// A message to save.
+#[derive(Debug, Clone, Copy)]
+pub struct ToSave<'a> {
+    /// The message.
+    pub message: &'a SaveMessage,
+    /// Its unit: messages of one conversation that belong together.
+    pub unit: usize,
+    /// Whether none of its unit is saved if one of it cannot be.
+    pub atomic: bool,
+    /// How many microseconds after the time of receipt of its unit, where that is its time: nobody sent another.
+    pub after_receipt: Option<usize>,
+}
+
 /// A row to save, and the actions of the batch that it represents.
 struct Row<'a> {
     row: SaveRow<'a>,
+    unit: usize,
     first: usize,
     /// Later actions with the same id and the same content.
     repeated: Vec<usize>,
 }
 
 struct Batch<'a> {
-    actions: &'a [SaveMessage],
+    actions: &'a [ToSave<'a>],
+    /// Whether a unit has more than one message, or is atomic.
+    has_units: bool,
     /// One for each action; `None` until it is decided.
     outcomes: Vec<Option<Outcome>>,
     /// Rows that are not stored yet, in key order. A transaction takes each id once, so rows with the same
     /// id and different content are saved in successive rounds: the first one committed stays.
     pending: Vec<Row<'a>>,
+    /// The rows of atomic units, in the order of the units.
+    atomic: Vec<Row<'a>>,
+    /// Where there are units: the ids under which a message of this batch is stored.
+    stored: HashSet<RowKey<'a>>,
     /// The committed messages, to be appended to the hot copies.
     committed: Vec<(&'a ConversationKey, Committed<'a>)>,
     /// The conversations whose copies' expiry is to be renewed: their rows were created or changed, or the
@@ -301,41 +347,67 @@ impl Borrow<Message> for Committed<'_> {
 
 impl<'a> Batch<'a> {
     /// A batch of these actions. Those of conversations that were locked a short time ago are decided already.
-    fn new(actions: &'a [SaveMessage], locked: &LockedConversations) -> Self {
+    fn new(actions: &'a [ToSave<'a>], locked: &LockedConversations) -> Self {
         let mut outcomes: Vec<Option<Outcome>> = actions.iter().map(|_| None).collect();
         if !locked.is_empty() {
-            for (action, outcome) in actions.iter().zip(&mut outcomes) {
-                *outcome = locked.failure(&action.common.key, action.message.id.as_str()).map(Err);
+            for (ToSave { message, .. }, outcome) in actions.iter().zip(&mut outcomes) {
+                *outcome =
+                    locked.failure(&message.common.key, message.message.id.as_str()).map(Err);
             }
         }
+        let has_units = actions.windows(2).any(|pair| pair[0].unit == pair[1].unit)
+            || actions.iter().any(|action| action.atomic);
         let mut pending: Vec<Row<'a>> = Vec::with_capacity(actions.len());
+        let mut atomic: Vec<Row<'a>> = Vec::new();
+        let mut known = PlacesOfIds::new();
         let mut order: Vec<usize> =
             (0..actions.len()).filter(|index| outcomes[*index].is_none()).collect();
-        // A stable sort: actions with the same id stay in order of arrival.
-        order.sort_by(|a, b| row_key(&actions[*a]).cmp(&row_key(&actions[*b])));
+        if has_units {
+            // The rows of a unit are neighbours, and the units of a conversation too.
+            order.sort_by_key(|n| (&actions[*n].message.common.key, actions[*n].unit));
+        } else {
+            // A stable sort: actions with the same id stay in order of arrival.
+            order.sort_by(|a, b| row_key(actions[*a].message).cmp(&row_key(actions[*b].message)));
+        }
         for index in order {
-            let action = &actions[index];
+            let ToSave { message: action, unit, atomic: is_atomic, after_receipt } = actions[index];
             let row = SaveRow {
                 key: &action.common.key,
                 session: &action.common.session,
                 tenant_tier: action.common.tenant_tier.as_deref(),
                 message: &action.message,
                 body_hash: action.body_hash(),
+                place: after_receipt.map(|micros| Place { action: unit, micros }),
+                created_at: action.message.created_at,
             };
-            let same = pending
-                .iter_mut()
-                .rev()
-                .take_while(|known| row_key_of(&known.row) == row_key_of(&row))
-                .find(|known| known.row.body_hash == row.body_hash);
+            let rows = if is_atomic { &mut atomic } else { &mut pending };
+            let is_same = |known: &Row<'_>| {
+                row_key_of(&known.row) == row_key_of(&row) && known.row.body_hash == row.body_hash
+            };
+            let same = if has_units {
+                // Rows of an atomic unit are compared within it.
+                let scope = is_atomic.then_some(unit);
+                let places = known.entry((scope, row_key_of(&row))).or_default();
+                let same = places.iter().copied().find(|place| is_same(&rows[*place]));
+                places.extend(same.is_none().then_some(rows.len()));
+                same
+            } else {
+                // They are sorted by their ids.
+                let of_this_id = |place: &usize| row_key_of(&rows[*place].row) == row_key_of(&row);
+                (0..rows.len()).rev().take_while(of_this_id).find(|place| is_same(&rows[*place]))
+            };
             match same {
-                Some(known) => known.repeated.push(index),
-                None => pending.push(Row { row, first: index, repeated: Vec::new() }),
+                Some(place) => rows[place].repeated.push(index),
+                None => rows.push(Row { row, unit, first: index, repeated: Vec::new() }),
             }
         }
         Self {
             actions,
+            has_units,
             outcomes,
             pending,
+            atomic,
+            stored: HashSet::new(),
             committed: Vec::with_capacity(actions.len()),
             renewed: HashSet::new(),
         }
@@ -344,6 +416,9 @@ impl<'a> Batch<'a> {
     /// The first pending row of every id, or `None` if no row is pending.
     fn next_round(&mut self) -> Option<Vec<Row<'a>>> {
         let mut round = std::mem::take(&mut self.pending);
+        if self.has_units {
+            return self.next_round_of_units(round);
+        }
         let mut last = None;
         let repeats_id = |row: &mut Row<'a>| {
             let key = row_key_of(&row.row);
@@ -353,20 +428,100 @@ impl<'a> Batch<'a> {
         (!round.is_empty()).then_some(round)
     }
 
-    fn settle(&mut self, part: &[Row<'a>], saved: Vec<Saved>) {
-        for (row, saved) in part.iter().zip(saved) {
+    /// A round in which no id is repeated. A unit that repeats an id of another unit waits as a whole.
+    fn next_round_of_units(&mut self, all: Vec<Row<'a>>) -> Option<Vec<Row<'a>>> {
+        let mut ids: HashSet<RowKey<'_>> = HashSet::with_capacity(all.len());
+        let mut round = Vec::with_capacity(all.len());
+        let mut all = all.into_iter().peekable();
+        while let Some(first) = all.next() {
+            let unit = first.unit;
+            let mut rows = vec![first];
+            rows.extend(std::iter::from_fn(|| all.next_if(|row| row.unit == unit)));
+            if rows.iter().any(|row| ids.contains(&row_key_of(&row.row))) {
+                self.pending.extend(rows);
+                continue;
+            }
+            for row in rows {
+                if self.stored.contains(&row_key_of(&row.row)) {
+                    // This batch has seen the message that is stored under its id: it is another one.
+                    let failure = conflict(&row);
+                    self.fail(&row, &failure);
+                } else if ids.insert(row_key_of(&row.row)) {
+                    round.push(row);
+                } else {
+                    self.pending.push(row);
+                }
+            }
+        }
+        // With none left to save, some may wait behind those that were just decided.
+        match round.is_empty() && !self.pending.is_empty() {
+            true => {
+                let pending = std::mem::take(&mut self.pending);
+                self.next_round_of_units(pending)
+            }
+            false => (!round.is_empty()).then_some(round),
+        }
+    }
+
+    /// The rows of each atomic unit. One with a row that was decided before fails like that row.
+    fn atomic_units(&mut self) -> Vec<Vec<Row<'a>>> {
+        let mut rows = std::mem::take(&mut self.atomic).into_iter().peekable();
+        let mut units: Vec<Vec<Row<'a>>> = Vec::new();
+        while let Some(first) = rows.next() {
+            let mut unit = vec![first];
+            let of_unit = unit[0].unit;
+            unit.extend(std::iter::from_fn(|| rows.next_if(|row| row.unit == of_unit)));
+            units.push(unit);
+        }
+        units.retain(|unit| {
+            let failure = self.actions.iter().zip(&self.outcomes).find_map(|(action, outcome)| {
+                let is_of_unit = action.unit == unit[0].unit;
+                outcome.as_ref().filter(|_| is_of_unit).and_then(|it| it.as_ref().err().cloned())
+            });
+            let mut ids = HashSet::new();
+            let twice = unit.iter().find(|row| !ids.insert(row.row.message.id.as_str()));
+            let twice = twice.map(|row| (row.first, conflict(row)));
+            for row in unit {
+                match (&failure, &twice) {
+                    (Some(failure), _) => self.fail(row, failure),
+                    (None, Some((first, conflict))) if row.first == *first => {
+                        self.fail(row, conflict);
+                    }
+                    (None, Some(_)) => self.fail(row, &withheld()),
+                    (None, None) => {}
+                }
+            }
+            failure.is_none() && twice.is_none()
+        });
+        units
+    }
+
+    fn settle(&mut self, part: &[&Row<'a>], saved: SavedBatch<'_>) {
+        let mut times = saved.times.into_iter().peekable();
+        for (n, (row, saved)) in part.iter().zip(saved.rows).enumerate() {
             let (first, repeated, committed) = match saved {
                 Saved::New => {
-                    (Ok(Done::Applied), Ok(Done::Duplicate), Some(Committed::Sent(row.row.message)))
+                    let message = match times.next_if(|(of, _)| *of == n) {
+                        Some((_, created_at)) => {
+                            let message = Message { created_at, ..row.row.message.clone() };
+                            Committed::Stored(Box::new(message))
+                        }
+                        None => Committed::Sent(row.row.message),
+                    };
+                    (Ok(Done::Applied), Ok(Done::Duplicate), Some(message))
                 }
                 Saved::Duplicate(message) => {
                     (Ok(Done::Duplicate), Ok(Done::Duplicate), Some(Committed::Stored(message)))
                 }
                 Saved::Conflict => (Err(conflict(row)), Err(conflict(row)), None),
                 Saved::Erased => (Ok(Done::Erased), Ok(Done::Erased), None),
+                Saved::Withheld => (Err(withheld()), Err(withheld()), None),
             };
-            if matches!(committed, Some(Committed::Stored(_))) {
+            if first == Ok(Done::Duplicate) {
                 self.renewed.insert(row.row.key);
+            }
+            if self.has_units && committed.is_some() {
+                self.stored.insert(row_key_of(&row.row));
             }
             self.committed.extend(committed.map(|message| (row.row.key, message)));
             for action in &row.repeated {
@@ -374,6 +529,20 @@ impl<'a> Batch<'a> {
             }
             self.outcomes[row.first] = Some(first);
         }
+    }
+
+    /// Fails the rows of conversations that were found to be locked meanwhile: each wait for them takes seconds.
+    fn fail_locked(&mut self, rows: &mut Vec<Row<'a>>, locked: &LockedConversations) {
+        if locked.is_empty() {
+            return;
+        }
+        rows.retain(|row| match locked.failure(row.row.key, row.row.message.id.as_str()) {
+            Some(failure) => {
+                self.fail(row, &failure);
+                false
+            }
+            None => true,
+        });
     }
 
     fn fail(&mut self, row: &Row<'a>, failure: &Failure) {
@@ -385,7 +554,7 @@ impl<'a> Batch<'a> {
     /// The saved messages of a conversation fail; they are handled again.
     fn fail_conversation(&mut self, key: &ConversationKey, failure: &Failure) {
         for (action, outcome) in self.actions.iter().zip(&mut self.outcomes) {
-            if action.common.key == *key && matches!(outcome, Some(Ok(_))) {
+            if action.message.common.key == *key && matches!(outcome, Some(Ok(_))) {
                 *outcome = Some(Err(failure.clone()));
             }
         }
@@ -412,9 +581,9 @@ impl<'a> Batch<'a> {
         let is_slow =
             |outcome: &Option<Outcome>| matches!(outcome, Some(Err(failure)) if failure.is_apart());
         let saved_again = self.actions.iter().zip(&self.outcomes);
-        let saved_again =
-            saved_again.filter(|(action, outcome)| action.identity == again && !is_slow(outcome));
-        saved_again.map(|(action, _)| action.common.key.clone()).collect()
+        let saved_again = saved_again
+            .filter(|(action, outcome)| action.message.identity == again && !is_slow(outcome));
+        saved_again.map(|(action, _)| action.message.common.key.clone()).collect()
     }
 
     fn into_outcomes(self) -> Vec<Outcome> {
@@ -425,12 +594,32 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn row_key(action: &SaveMessage) -> (&ConversationKey, &str) {
+/// What identifies a row.
+type RowKey<'a> = (&'a ConversationKey, &'a str);
+
+/// Where the rows of an id are, in an atomic unit or outside of those.
+type PlacesOfIds<'a> = HashMap<(Option<usize>, RowKey<'a>), Vec<usize>>;
+
+fn row_key(action: &SaveMessage) -> RowKey<'_> {
     (&action.common.key, action.message.id.as_str())
 }
 
-fn row_key_of<'a>(row: &SaveRow<'a>) -> (&'a ConversationKey, &'a str) {
+fn row_key_of<'a>(row: &SaveRow<'a>) -> RowKey<'a> {
     (row.key, row.message.id.as_str())
+}
+
+/// The rows in the order in which they are saved: two batches cannot deadlock.
+fn in_key_order<'r, 'a>(part: &'r [Row<'a>]) -> Vec<&'r Row<'a>> {
+    let mut rows: Vec<&Row<'a>> = part.iter().collect();
+    // Without units they are sorted already, which the sort finds in one pass.
+    rows.sort_by(|a, b| row_key_of(&a.row).cmp(&row_key_of(&b.row)));
+    rows
+}
+
+/// Of a message whose atomic unit is not saved because of another message.
+fn withheld() -> Failure {
+    let detail = "another message of its action cannot be saved, and the action is atomic";
+    Failure::DeadLetter(Refusal::new(DeadLetterReason::Conflict, detail.to_owned()))
 }
 
 fn conflict(row: &Row<'_>) -> Failure {

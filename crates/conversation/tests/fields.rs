@@ -129,6 +129,27 @@ async fn every_field_of_every_action_is_stored_where_the_contract_says() {
                 assert_eq!(replica.save(&[saving(action(&body))]).await, [applied()]);
                 assert_stored(&env, &body, 0).await;
             }
+            ActionKind::SaveMessages => {
+                let (env, replica) = stores().await;
+                let message = full_body(ActionKind::SaveMessage);
+                let mut body = message.clone();
+                for name in
+                    ["role", "content", "message_id", "tokens_estimate", "processing_time_ms"]
+                {
+                    body.as_object_mut().unwrap().remove(name);
+                }
+                for name in ["tool_call_id", "tool_calls", "item", "usage", "finish_reason"] {
+                    body.as_object_mut().unwrap().remove(name);
+                }
+                for name in ["response_id", "parent_message_id", "context_hash"] {
+                    body.as_object_mut().unwrap().remove(name);
+                }
+                body["action_type"] = kind.as_str().into();
+                body["messages"] = json!([message]);
+                let saves: Vec<_> = action(&body).messages().cloned().collect();
+                assert_eq!(replica.save(&saves).await, [applied()]);
+                assert_stored(&env, &message, 0).await;
+            }
             ActionKind::SessionOpened | ActionKind::SessionClosed | ActionKind::Feedback => {
                 let (env, replica) = stores().await;
                 recorded(&replica, action(&body)).await.unwrap();

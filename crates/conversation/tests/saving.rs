@@ -560,14 +560,13 @@ async fn a_redelivery_appends_what_a_saver_that_crashed_after_its_commit_did_not
 
     // A replica commits and crashes before it appends in Redis: nothing was acknowledged.
     let unappended = to_save("s", "m2", &json!({"timestamp": "2026-11-20T10:00:01Z"}));
-    let row = database::SaveRow {
-        key: &unappended.common.key,
-        session: &unappended.common.session,
-        tenant_tier: None,
-        message: &unappended.message,
-        body_hash: unappended.message.body_hash(),
-    };
-    replica.database.save(&[row], database::HotWrites::Follow, &|| 7).await.unwrap();
+    let (common, message) = (&unappended.common, &unappended.message);
+    let row = database::SaveRow::new(&common.key, &common.session, message);
+    replica
+        .database
+        .save(&[row], database::HotWrites::Follow, &|| 7, database::Wanted::Each)
+        .await
+        .unwrap();
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "2");
 
     // The broker delivers it again; another replica finds a duplicate and completes the copy.

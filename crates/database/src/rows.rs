@@ -40,6 +40,36 @@ pub struct SaveRow<'a> {
     pub message: &'a Message,
     /// The hash of its role, content and tool calls.
     pub body_hash: BodyHash,
+    /// Its place in an action of several messages whose sender gave no time.
+    pub place: Option<Place>,
+    /// The time with which it is stored.
+    pub created_at: Timestamp,
+}
+
+impl<'a> SaveRow<'a> {
+    /// A message with the time that it says.
+    #[must_use]
+    pub fn new(key: &'a ConversationKey, session: &'a SessionId, message: &'a Message) -> Self {
+        Self {
+            key,
+            session,
+            tenant_tier: None,
+            message,
+            body_hash: message.body_hash(),
+            place: None,
+            created_at: message.created_at,
+        }
+    }
+}
+
+/// The place of a message in an action whose time is that of its receipt. Another attempt has a later time: if some messages
+/// of the action are stored, their time counts for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// A number of the action within the batch.
+    pub action: usize,
+    /// How many microseconds after the time of the action.
+    pub micros: usize,
 }
 
 /// The columns of a message as [`message`] reads them. `json` columns are read as text, which keeps them

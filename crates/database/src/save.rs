@@ -31,8 +31,11 @@ mod statement;
 
 pub use self::statement::{HotWrites, TOUCH_SECONDS};
 
+use std::collections::HashMap;
+
 use domain::ids::ConversationKey;
 use domain::message::{BodyHash, Message};
+use domain::time::Timestamp;
 use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
@@ -58,6 +61,17 @@ pub enum Saved {
     Conflict,
     /// It is not stored, because its conversation or user was erased after it was sent.
     Erased,
+    /// It is not stored, because another row is a conflict and all or none were wanted.
+    Withheld,
+}
+
+/// What to do with the other rows if one is a conflict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// They are saved.
+    Each,
+    /// They are not saved. Duplicates and erased messages are no conflicts.
+    AllOrNone,
 }
 
 /// The outcome of a batch.
@@ -65,6 +79,8 @@ pub enum Saved {
 pub struct SavedBatch<'a> {
     /// One outcome for each row, in the order of the rows.
     pub rows: Vec<Saved>,
+    /// The rows, by their number, that were stored with another time than the message has.
+    pub times: Vec<(usize, Timestamp)>,
     /// How many archived or closing conversations were reopened.
     pub reopened: usize,
     /// Conversations that were inserted or whose row was updated. For a conversation that receives
@@ -79,11 +95,15 @@ impl Database {
     ///
     /// `rows` must be sorted by (tenant, conversation, message id), without repetitions. `random` returns
     /// random numbers for new generations.
+    ///
+    /// # Errors
+    /// PostgreSQL refuses the batch or is unavailable: nothing is stored.
     pub async fn save<'a>(
         &self,
         rows: &[SaveRow<'a>],
         hot: HotWrites,
         random: &(dyn Fn() -> i64 + Sync),
+        wanted: Wanted,
     ) -> Result<SavedBatch<'a>> {
         debug_assert!(
             rows.is_sorted_by(|a, b| (a.key, &a.message.id) < (b.key, &b.message.id)),
@@ -93,16 +113,33 @@ impl Database {
             let mut saved_by = self.writer(connection).await?;
             let mut saved: Vec<Option<Saved>> = rows.iter().map(|_| None).collect();
             let mut tombstones = Tombstones::default();
-            let mut expect_duplicates = self.expect_duplicates.is_set();
+            let all_or_none = wanted == Wanted::AllOrNone;
+            let mut expect_duplicates = self.expect_duplicates.is_set() || all_or_none;
             for _ in 0..ROUNDS {
                 if expect_duplicates {
                     tombstones = Tombstones::read(connection, rows).await?;
                     mark_erased(rows, &tombstones, &mut saved);
                     let stored = compare(connection, rows, &mut saved).await?;
-                    self.expect_duplicates.record_batch(stored);
+                    if !all_or_none {
+                        self.expect_duplicates.record_batch(stored);
+                    }
                 }
-                let open: Vec<&SaveRow<'a>> =
-                    rows.iter().zip(&saved).filter(|it| it.1.is_none()).map(|it| it.0).collect();
+                if all_or_none && saved.contains(&Some(Saved::Conflict)) {
+                    let withheld = |it: Option<Saved>| match it {
+                        Some(Saved::Conflict) => Saved::Conflict,
+                        _ => Saved::Withheld,
+                    };
+                    let rows = saved.into_iter().map(withheld).collect();
+                    return Ok(SavedBatch { rows, ..SavedBatch::default() });
+                }
+                let (moved, times) = with_times_of_stored(rows, &saved);
+                let rows_to_store = if moved.is_empty() { rows } else { &moved };
+                let open: Vec<&SaveRow<'a>> = rows_to_store
+                    .iter()
+                    .zip(&saved)
+                    .filter(|it| it.1.is_none())
+                    .map(|it| it.0)
+                    .collect();
                 if open.is_empty() {
                     let nothing = Sent::default();
                     return finish(connection, rows, saved, nothing, hot, random).await;
@@ -110,7 +147,8 @@ impl Database {
                 let sent = self.send(connection, &open, &tombstones, hot, random, saved_by).await;
                 match sent {
                     Ok(Some(sent)) => {
-                        return finish(connection, rows, saved, sent, hot, random).await;
+                        let batch = finish(connection, rows, saved, sent, hot, random).await?;
+                        return Ok(SavedBatch { times, ..batch });
                     }
                     Ok(None) => {
                         tombstones = Tombstones::read(connection, rows).await?;
@@ -187,7 +225,40 @@ async fn finish<'a>(
         }
     }
     let rows = saved.into_iter().map(|saved| saved.unwrap_or(Saved::New)).collect();
-    Ok(SavedBatch { rows, reopened, touched })
+    Ok(SavedBatch { rows, times: Vec::new(), reopened, touched })
+}
+
+/// The rows, where some of an action without a time are stored: the others get the time of these, and their place. Also
+/// the numbers of those that got another time. Nothing if no row changes.
+fn with_times_of_stored<'a>(
+    rows: &[SaveRow<'a>],
+    saved: &[Option<Saved>],
+) -> (Vec<SaveRow<'a>>, Vec<(usize, Timestamp)>) {
+    let mut times_of_actions: HashMap<usize, Timestamp> = HashMap::new();
+    for (row, saved) in rows.iter().zip(saved) {
+        if let (Some(place), Some(Saved::Duplicate(stored))) = (row.place, saved) {
+            let time = stored.created_at.earlier_by(place.micros);
+            let known = times_of_actions.entry(place.action).or_insert(time);
+            *known = time.min(*known);
+        }
+    }
+    let time = |row: &SaveRow<'_>| {
+        let place = row.place?;
+        Some(times_of_actions.get(&place.action)?.later_by(place.micros))
+    };
+    let is_open = |n: &usize| saved[*n].is_none();
+    let times: Vec<(usize, Timestamp)> = (0..rows.len())
+        .filter(is_open)
+        .filter_map(|n| Some((n, time(&rows[n])?)).filter(|(_, time)| *time != rows[n].created_at))
+        .collect();
+    if times.is_empty() {
+        return Default::default();
+    }
+    let mut moved = rows.to_vec();
+    for (n, time) in &times {
+        moved[*n].created_at = *time;
+    }
+    (moved, times)
 }
 
 /// Marks the rows that a tombstone covers as erased.

@@ -48,13 +48,7 @@ impl Database {
     pub async fn check_save(&self) -> Result<()> {
         let Ids { key, session, message: id } = Ids::new()?;
         let message = message(id);
-        let row = SaveRow {
-            key: &key,
-            session: &session,
-            tenant_tier: None,
-            message: &message,
-            body_hash: message.body_hash(),
-        };
+        let row = SaveRow::new(&key, &session, &message);
         self.test_write(async |connection| {
             let saved_by = match &self.writer {
                 Some(writer) => Some(writer.row_to_check(connection).await?),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use database::{Database, HotWrites, Page, SaveRow, Saved, Settings};
+use database::{Database, HotWrites, Page, SaveRow, Saved, Settings, Wanted};
 use domain::ids::{ConversationKey, SessionId};
 use domain::json::Json;
 use domain::message::{Content, Details, Message};
@@ -30,15 +30,9 @@ fn open(url: &str) -> Database {
 
 async fn save(database: &Database, messages: &[Message]) -> Vec<Saved> {
     let (key, session) = (key(), SessionId::new("s").unwrap());
-    let row = |message| SaveRow {
-        key: &key,
-        session: &session,
-        tenant_tier: None,
-        message,
-        body_hash: Message::body_hash(message),
-    };
+    let row = |message| SaveRow::new(&key, &session, message);
     let rows: Vec<_> = messages.iter().map(row).collect();
-    database.save(&rows, HotWrites::Follow, &|| 7).await.unwrap().rows
+    database.save(&rows, HotWrites::Follow, &|| 7, Wanted::Each).await.unwrap().rows
 }
 
 fn key() -> ConversationKey {

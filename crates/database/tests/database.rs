@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use database::{
     ClaimCriteria, Database, HotWrites, SaveRow, Saved, SchemaError, SessionUpdate, Settings,
+    Wanted,
 };
 use domain::action::{ConversationSource, TimeSource};
 use domain::failure::FailureClass;
@@ -60,14 +61,8 @@ async fn save(database: &Database, id: &str) -> database::Result<Vec<Saved>> {
 
 async fn save_message(database: &Database, message: Message) -> database::Result<Vec<Saved>> {
     let (key, session) = (key(), SessionId::new("s").unwrap());
-    let row = SaveRow {
-        key: &key,
-        session: &session,
-        tenant_tier: None,
-        message: &message,
-        body_hash: message.body_hash(),
-    };
-    Ok(database.save(&[row], HotWrites::Follow, &|| 7).await?.rows)
+    let row = SaveRow::new(&key, &session, &message);
+    Ok(database.save(&[row], HotWrites::Follow, &|| 7, Wanted::Each).await?.rows)
 }
 
 fn due() -> ClaimCriteria {

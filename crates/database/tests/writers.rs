@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use database::{Database, HotWrites, SaveRow, Saved, Settings};
+use database::{Database, HotWrites, SaveRow, Saved, Settings, Wanted};
 use domain::ids::{ConversationKey, SessionId};
 use fixtures::{received_at, stored};
 use testkit::TestEnv;
@@ -24,14 +24,8 @@ async fn save(database: &Database, id: &str) {
     let key = ConversationKey::parse("acme", "c").unwrap();
     let session = SessionId::new("s").unwrap();
     let message = stored(id, received_at().micros());
-    let row = SaveRow {
-        key: &key,
-        session: &session,
-        tenant_tier: None,
-        message: &message,
-        body_hash: message.body_hash(),
-    };
-    let saved = database.save(&[row], HotWrites::Follow, &|| 7).await.unwrap();
+    let row = SaveRow::new(&key, &session, &message);
+    let saved = database.save(&[row], HotWrites::Follow, &|| 7, Wanted::Each).await.unwrap();
     assert_eq!(saved.rows, [Saved::New]);
 }
 

@@ -7,6 +7,7 @@ pub mod state;
 pub use self::kind::ActionKind;
 
 use crate::envelope::Resolved;
+use crate::failure::Refusal;
 use crate::ids::{ActionId, AgentId, ConversationKey, MessageId, SessionId, UserId};
 use crate::json::Json;
 use crate::message::{BodyHash, Message};
@@ -19,6 +20,8 @@ use crate::wire;
 pub enum Action {
     /// Save a message.
     SaveMessage(Box<SaveMessage>),
+    /// Save messages of one conversation, in their order.
+    SaveMessages(SaveMessages),
     /// A session began.
     SessionOpened(Common),
     /// A session ended.
@@ -59,6 +62,28 @@ pub struct SaveMessage {
     /// What an assistant said instead of content, such as a function call: an object. It is stored as metadata, and is
     /// part of the hash.
     pub instead_of_content: Option<Json>,
+}
+
+/// `conversation.save_messages`
+#[derive(Debug, Clone, PartialEq)]
+pub struct SaveMessages {
+    /// The fields of every action.
+    pub common: Common,
+    /// How the action got its id.
+    pub identity: Identity,
+    /// Whether no message is saved if one of them cannot be saved.
+    pub atomic: bool,
+    /// The messages, in their order; at least one.
+    pub elements: Vec<Element>,
+}
+
+/// A message of a `SaveMessages`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Element {
+    /// The message, or why it is refused.
+    pub message: Result<Box<SaveMessage>, Refusal>,
+    /// Its id and times, also where it is refused: it keeps them as an action of its own.
+    pub resolved: Resolved,
 }
 
 /// The fields of every action.
@@ -142,6 +167,7 @@ impl Action {
     pub fn common(&self) -> &Common {
         match self {
             Self::SaveMessage(action) => &action.common,
+            Self::SaveMessages(action) => &action.common,
             Self::SessionOpened(common)
             | Self::SessionClosed(common, _)
             | Self::GetContext(common, _)
@@ -158,6 +184,26 @@ impl Action {
         }
     }
 
+    /// Why some of its messages are refused, if it has several.
+    pub fn refused_elements(&self) -> impl Iterator<Item = &Refusal> {
+        let several = match self {
+            Self::SaveMessages(action) => action.elements.as_slice(),
+            _ => &[],
+        };
+        several.iter().filter_map(|element| element.message.as_ref().err())
+    }
+
+    /// The messages that it saves.
+    pub fn messages(&self) -> impl Iterator<Item = &SaveMessage> {
+        let (one, several) = match self {
+            Self::SaveMessage(save) => (Some(&**save), None),
+            Self::SaveMessages(action) => (None, Some(&action.elements)),
+            _ => (None, None),
+        };
+        let several = several.into_iter().flatten().filter_map(|it| it.message.as_deref().ok());
+        one.into_iter().chain(several)
+    }
+
     /// Which action it is.
     #[must_use]
     pub fn kind(&self) -> ActionKind {
@@ -170,6 +216,43 @@ impl Action {
     pub fn resolved(&self) -> Option<Resolved> {
         let common = self.common();
         (!common.kind.is_request()).then(|| common.resolved())
+    }
+}
+
+impl SaveMessages {
+    /// Why it is refused as a whole: it is atomic, and one of its messages is refused.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        let refused = self.elements.iter().enumerate();
+        let refused = refused.filter_map(|(n, it)| Some((n, it.message.as_ref().err()?)));
+        let refused: Vec<_> = refused.filter(|_| self.atomic).collect();
+        let (_, first) = *refused.first()?;
+        Some(Self::refused_at(&refused.iter().map(|(n, _)| *n).collect::<Vec<_>>(), first))
+    }
+
+    /// Whether the time of the message at this position follows from the receipt of the action: another attempt has another
+    /// time.
+    #[must_use]
+    pub fn is_by_receipt(&self, position: usize) -> bool {
+        let is_sent = |common: &Common| common.time_source == TimeSource::Body;
+        self.elements.get(position).is_some_and(|element| {
+            !is_sent(&self.common)
+                && element.message.as_ref().is_ok_and(|message| !is_sent(&message.common))
+                && element.resolved.timestamp == self.common.happened_at.later_by(position)
+        })
+    }
+
+    /// The refusal of an atomic action whose messages at these positions cannot be saved, the first one for this reason.
+    #[must_use]
+    pub fn refused_at(positions: &[usize], first: &Refusal) -> Refusal {
+        let positions: Vec<String> = positions.iter().map(ToString::to_string).collect();
+        let detail = format!(
+            "nothing of the action is saved, because it is atomic and its messages at these positions cannot be saved: \
+             {}. The first one: {}",
+            positions.join(", "),
+            first.detail
+        );
+        Refusal { detail, ..first.clone() }
     }
 }
 

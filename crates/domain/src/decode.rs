@@ -9,10 +9,12 @@ mod body;
 mod body_format;
 mod content;
 mod context;
+mod elements;
 mod fault;
 mod fields;
 mod identity;
 mod metadata;
+mod received;
 mod reply_address;
 mod sent_fields;
 mod value;
@@ -20,6 +22,7 @@ mod value;
 pub use self::body::check_size;
 pub use self::content::INSTEAD_OF_CONTENT;
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
+pub use self::elements::{Extent, MAX_ELEMENTS, elements_as_actions};
 pub use self::reply_address::reply_address;
 pub use self::sent_fields::SentFields;
 
@@ -44,5 +47,5 @@ pub fn decode(
 ) -> Result<Action, Refusal> {
     let (kind, members) = body::read(body, context.max_body_bytes, envelope.content_encoding)?;
     let fields = Fields::merged(members)?;
-    Ok(action::read(action::Received { kind, fields, body, envelope, context })?)
+    Ok(action::read(received::Received { kind, fields, body, envelope, context })?)
 }

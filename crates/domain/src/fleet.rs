@@ -188,7 +188,7 @@ pub fn worker_of(consumed: Consumed) -> Option<Process> {
 #[must_use]
 pub const fn worker_of_action(kind: ActionKind) -> Option<Process> {
     match kind {
-        ActionKind::SaveMessage => Some(MESSAGE_SAVE_WORKER),
+        ActionKind::SaveMessage | ActionKind::SaveMessages => Some(MESSAGE_SAVE_WORKER),
         ActionKind::SessionOpened | ActionKind::SessionClosed | ActionKind::Feedback => {
             Some(PERSISTENCE_MIGRATION_WORKER)
         }

@@ -69,6 +69,19 @@ impl Timestamp {
         Self::try_from(moment).map_err(|_| InvalidTimestamp::Range(excerpt(text)))
     }
 
+    /// The time so many microseconds later, but none after the latest one.
+    #[must_use]
+    pub fn later_by(self, micros: usize) -> Self {
+        let micros = i64::try_from(micros).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(micros).min(END - 1))
+    }
+
+    /// The time so many microseconds earlier, but none before 1970.
+    #[must_use]
+    pub fn earlier_by(self, micros: usize) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(micros).unwrap_or(i64::MAX)).max(0))
+    }
+
     /// Microseconds since 1970.
     #[must_use]
     pub fn micros(self) -> i64 {

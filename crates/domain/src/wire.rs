@@ -128,6 +128,18 @@ pub struct PartFields<'a> {
     pub content: Option<&'a RawValue>,
 }
 
+/// Save messages of one conversation, in their order. Each is a `conversation.save_message` without `action_type`; a field
+/// of the action that a message does not have counts for it, too.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct SaveMessages<'a> {
+    /// The messages, 1 to 100.
+    #[serde(borrow)]
+    #[schemars(with = "Vec<serde_json::Value>", length(min = 1, max = 100))]
+    pub messages: &'a RawValue,
+    /// Whether no message is saved if one of them cannot be; false by default.
+    pub atomic: Option<bool>,
+}
+
 /// A session began.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SessionOpened {}

@@ -186,6 +186,46 @@ async fn a_crash_between_a_retry_and_its_acknowledgement_duplicates_nothing() {
 }
 
 #[tokio::test]
+async fn a_crash_at_any_step_of_an_action_of_several_messages_changes_nothing() {
+    let scenario = Scenario::with_failpoints().await;
+    let steps = [
+        Step::SaveDecoded,
+        Step::SaveCommitted,
+        Step::SaveAppended,
+        Step::Copied,
+        Step::Settled,
+        Step::Acknowledged,
+    ];
+    let say = |content: String| json!({"role": "user", "content": content});
+    for (number, step) in steps.into_iter().enumerate() {
+        let mut messages: Vec<_> = (0..10).map(|n| say(format!("{number}.{n}"))).collect();
+        messages[3]["role"] = "bot".into();
+        let action = json!({
+            "action_type": "conversation.save_messages", "tenant_id": "several", "session_id": "s",
+            "action_id": format!("turn-{number}"), "messages": messages,
+        });
+        scenario.agent().publish(&action).await;
+        crash(&scenario, SAVER, step).await;
+        let saver = scenario.start(SAVER).await;
+        let stored = 9 * (number + 1);
+        scenario.until_sql("SELECT count(*) FROM messages", &stored.to_string()).await;
+        scenario.drain([saver]).await;
+    }
+    let stored =
+        scenario.sql("SELECT string_agg(content, ' ' ORDER BY created_at, id) FROM messages").await;
+    let expected: Vec<_> = (0..steps.len())
+        .flat_map(|number| (0..10).filter(|n| *n != 3).map(move |n| format!("{number}.{n}")))
+        .collect();
+    assert_eq!(stored, expected.join(" "), "no order depends on which attempt saved a message");
+    let collector = scenario.start(COLLECTOR).await;
+    let dead_letters =
+        "SELECT concat_ws('|', count(*), min(copies), max(copies)) FROM dead_letters";
+    // One for each action, although some were published twice.
+    scenario.until_sql(dead_letters, "6|1|2").await;
+    scenario.finish([collector]).await;
+}
+
+#[tokio::test]
 async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_duplicates_nothing() {
     let scenario = Scenario::with_failpoints().await;
     let (agent, reader, mut published) =

@@ -17,7 +17,7 @@ const MIB: usize = 1 << 20;
 const BUDGET: usize = 64 * MIB;
 
 /// The worker's largest resident memory: twice the budget, and 64 MiB for the process.
-const PROMISED: usize = 64 * MIB + 2 * BUDGET;
+pub(crate) const PROMISED: usize = 64 * MIB + 2 * BUDGET;
 
 const PREFETCH: &str = "verbatim_prefetch";
 /// The prefetch with bodies of 1 MiB.
@@ -151,7 +151,7 @@ fn zeros(bytes: usize) -> Vec<u8> {
 }
 
 /// Checks the peak resident memory of a worker (proc(5), `VmHWM`), in bytes.
-fn assert_promise(worker: &Worker, promised: usize) {
+pub(crate) fn assert_promise(worker: &Worker, promised: usize) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).expect("proc");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
     let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");

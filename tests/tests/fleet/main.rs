@@ -10,6 +10,7 @@ mod messages;
 mod mutated;
 mod order_of_receipt;
 mod rerouting;
+mod several;
 mod unreadable;
 
 use domain::ids::ConversationKey;

@@ -52,8 +52,10 @@ async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() 
 async fn every_example_of_a_message_is_saved_as_it_was_sent() {
     let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
-    let examples =
-        ACTIONS.iter().filter(|example| example.name.starts_with(ActionKind::SaveMessage.as_str()));
+    let examples = ACTIONS.iter().filter(|example| {
+        example.name.starts_with(ActionKind::SaveMessage.as_str())
+            && !example.name.starts_with(ActionKind::SaveMessages.as_str())
+    });
     let actions: Vec<Value> = examples
         .map(|example| {
             let mut action: Value = serde_json::from_str(example.body).unwrap();

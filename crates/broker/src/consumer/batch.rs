@@ -16,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use domain::decode::Extent;
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Dependency, Failure, Refusal, Unavailable};
 use domain::failure_policy::{QUARANTINE_AFTER, REQUEST_TTL, SLOW_MESSAGE_LIMIT, SUSPECT_LIMIT};
@@ -47,6 +48,7 @@ pub(super) struct Received {
     clock: Timestamp,
     /// Its body counts by itself ([`InMemoryBody`]), those of others by [`Shared::bytes_in_calls`].
     is_large: bool,
+    extent: Extent,
 }
 
 impl Received {
@@ -55,11 +57,12 @@ impl Received {
         tag: Tag,
         delivery: lapin::message::Delivery,
         large: Option<InMemoryBody>,
+        extent: Extent,
         shared: &Shared<H>,
     ) -> Self {
         let clock = shared.clock.now();
-        let delivery = shared.receipt_times.receive(delivery, clock);
-        let mut received = Self { tag, delivery, clock, is_large: large.is_some() };
+        let delivery = shared.receipt_times.receive(delivery, clock, extent.messages);
+        let mut received = Self { tag, delivery, clock, is_large: large.is_some(), extent };
         if let Some(large) = large {
             received.delivery.body = large.counting(std::mem::take(&mut received.delivery.body));
         }
@@ -360,7 +363,7 @@ async fn decide_whole<H: Handler>(
     let large = received.iter().filter(|it| it.is_large);
     let large: Vec<Bytes> = large.map(|it| it.delivery.body.clone()).collect();
     // Headers do not count: they are dropped with the session.
-    let small = received.iter().filter(|it| !it.is_large).map(|it| it.delivery.body.len());
+    let small = received.iter().filter(|it| !it.is_large).map(|it| it.extent.bytes);
     let in_memory = (shared.bytes_in_calls.room_for(small.sum()).await, large);
     let (calls, shared) = (shared.calls.clone(), shared.clone());
     let work = async move {

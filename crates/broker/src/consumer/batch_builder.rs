@@ -7,12 +7,14 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use domain::decode::Extent;
 use tokio::time::Instant;
 
 #[derive(Debug)]
 pub(super) struct BatchBuilder<T> {
     limits: Limits,
     pending: VecDeque<Pending<T>>,
+    messages: usize,
     bytes: usize,
 }
 
@@ -36,38 +38,43 @@ pub(super) enum BatchReady {
 #[derive(Debug)]
 struct Pending<T> {
     item: T,
-    bytes: usize,
+    extent: Extent,
     since: Instant,
 }
 
 impl<T> BatchBuilder<T> {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, pending: VecDeque::new(), bytes: 0 }
+        Self { limits, pending: VecDeque::new(), messages: 0, bytes: 0 }
     }
 
-    pub(super) fn push(&mut self, item: T, bytes: usize, now: Instant) {
-        self.pending.push_back(Pending { item, bytes, since: now });
-        self.bytes += bytes;
+    pub(super) fn push(&mut self, item: T, extent: Extent, now: Instant) {
+        self.pending.push_back(Pending { item, extent, since: now });
+        self.messages += extent.messages;
+        self.bytes += extent.bytes;
     }
 
     /// When the next batch is ready, while `in_flight` batches are being handled.
     pub(super) fn ready(&self, now: Instant, in_flight: usize) -> BatchReady {
         let Some(oldest) = self.pending.front() else { return BatchReady::Never };
         let at = oldest.since + self.limits.linger;
-        let is_full = self.pending.len() >= self.limits.messages || self.bytes >= self.limits.bytes;
+        let is_full = self.messages >= self.limits.messages || self.bytes >= self.limits.bytes;
         if in_flight == 0 || is_full || at <= now { BatchReady::Now } else { BatchReady::At(at) }
     }
 
-    /// Takes the oldest messages: as many as the limits allow, at least one.
+    /// Takes the oldest deliveries: as many as the limits allow, at least one.
     pub(super) fn take(&mut self) -> Vec<T> {
-        let mut bytes = 0;
+        let (mut messages, mut bytes) = (0, 0);
         let fits = |(index, pending): &(usize, &Pending<T>)| {
-            bytes += pending.bytes;
-            *index < self.limits.messages && (*index == 0 || bytes <= self.limits.bytes)
+            messages += pending.extent.messages;
+            bytes += pending.extent.bytes;
+            *index == 0 || (messages <= self.limits.messages && bytes <= self.limits.bytes)
         };
         let count = self.pending.iter().enumerate().take_while(fits).count();
-        let batch = self.pending.drain(..count);
-        batch.inspect(|pending| self.bytes -= pending.bytes).map(|pending| pending.item).collect()
+        let batch = self.pending.drain(..count).inspect(|pending| {
+            self.messages -= pending.extent.messages;
+            self.bytes -= pending.extent.bytes;
+        });
+        batch.map(|pending| pending.item).collect()
     }
 }
 
@@ -77,10 +84,14 @@ mod tests {
 
     const LINGER: Duration = Duration::from_millis(5);
 
+    fn one(bytes: usize) -> Extent {
+        Extent { messages: 1, bytes }
+    }
+
     fn batch_builder(now: Instant) -> BatchBuilder<u8> {
         let limits = Limits { messages: 3, bytes: 100, linger: LINGER };
         let mut batch_builder = BatchBuilder::new(limits);
-        batch_builder.push(1, 10, now);
+        batch_builder.push(1, one(10), now);
         batch_builder
     }
 
@@ -94,7 +105,7 @@ mod tests {
     fn while_others_are_handled_a_message_waits_for_linger_at_most() {
         let now = Instant::now();
         let mut batch_builder = batch_builder(now);
-        batch_builder.push(2, 10, now + LINGER / 2);
+        batch_builder.push(2, one(10), now + LINGER / 2);
         assert_eq!(batch_builder.ready(now, 1), BatchReady::At(now + LINGER));
         assert_eq!(batch_builder.ready(now + LINGER, 1), BatchReady::Now);
     }
@@ -103,12 +114,12 @@ mod tests {
     fn a_batch_is_full_by_count_or_by_bytes() {
         let now = Instant::now();
         let mut by_count = batch_builder(now);
-        by_count.push(2, 0, now);
+        by_count.push(2, one(0), now);
         assert_eq!(by_count.ready(now, 1), BatchReady::At(now + LINGER));
-        by_count.push(3, 0, now);
+        by_count.push(3, one(0), now);
         assert_eq!(by_count.ready(now, 1), BatchReady::Now);
         let mut by_bytes = batch_builder(now);
-        by_bytes.push(2, 90, now);
+        by_bytes.push(2, one(90), now);
         assert_eq!(by_bytes.ready(now, 1), BatchReady::Now);
     }
 
@@ -118,7 +129,7 @@ mod tests {
         let mut batch_builder = batch_builder(now);
         let later = now + LINGER / 2;
         for (item, bytes) in [(2, 80), (3, 20), (4, 500), (5, 1)] {
-            batch_builder.push(item, bytes, later);
+            batch_builder.push(item, one(bytes), later);
         }
         assert_eq!(batch_builder.take(), [1, 2]);
         assert_eq!(batch_builder.take(), [3]);
@@ -126,5 +137,20 @@ mod tests {
         assert_eq!(batch_builder.ready(later, 1), BatchReady::At(later + LINGER));
         assert_eq!(batch_builder.take(), [5]);
         assert_eq!(batch_builder.ready(later, 0), BatchReady::Never);
+    }
+
+    #[test]
+    fn a_batch_counts_the_messages_of_its_deliveries() {
+        let now = Instant::now();
+        let mut batch_builder = batch_builder(now);
+        let of = |messages| Extent { messages, bytes: 1 };
+        batch_builder.push(2, of(1), now);
+        assert_eq!(batch_builder.ready(now, 1), BatchReady::At(now + LINGER));
+        batch_builder.push(3, of(2), now);
+        assert_eq!(batch_builder.ready(now, 1), BatchReady::Now);
+        assert_eq!(batch_builder.take(), [1, 2]);
+        batch_builder.push(4, of(100), now);
+        assert_eq!(batch_builder.take(), [3]);
+        assert_eq!(batch_builder.take(), [4], "a delivery with more messages forms a batch alone");
     }
 }

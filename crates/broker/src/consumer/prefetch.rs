@@ -67,9 +67,10 @@ impl Prefetch {
         u16::try_from(self.current).unwrap_or(u16::MAX)
     }
 
-    pub(super) fn observe(&mut self, body_bytes: usize) {
+    /// A delivery of so many bytes, with so many messages.
+    pub(super) fn observe(&mut self, body_bytes: usize, messages: usize) {
         self.window.bodies += 1;
-        self.window.bytes += body_bytes;
+        self.window.bytes += body_bytes + messages.saturating_sub(1) * OVERHEAD_BYTES;
         if self.window.bodies == WINDOW_BODIES {
             self.means.push_back(self.window.bytes / WINDOW_BODIES);
             if self.means.len() > REMEMBERED_WINDOWS {
@@ -129,7 +130,7 @@ mod tests {
     }
 
     fn observe_many(prefetch: &mut Prefetch, body_bytes: usize, bodies: usize) {
-        (0..bodies).for_each(|_| prefetch.observe(body_bytes));
+        (0..bodies).for_each(|_| prefetch.observe(body_bytes, 1));
     }
 
     #[test]
@@ -199,7 +200,7 @@ mod tests {
         ) {
             let mut prefetch = Prefetch::new(budget, largest, max);
             for body in bodies {
-                prefetch.observe(body);
+                prefetch.observe(body, 1);
                 let before = usize::from(prefetch.current());
                 if prefetch.change().is_some() {
                     let after = usize::from(prefetch.current());

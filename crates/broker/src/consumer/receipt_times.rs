@@ -5,6 +5,7 @@
 //! clock does:
 //!
 //! - Receipt times strictly increase.
+//! - Between the receipt time of an action of several messages and the next one there is a microsecond for each message.
 //! - Of deliveries with the same AMQP timestamp, [`timestamp_micros`] strictly increase, up to 999 999.
 //!
 //! [`timestamp_micros`]: domain::envelope::Envelope::timestamp_micros
@@ -28,30 +29,38 @@ struct Assigned {
 
 impl ReceiptTimes {
     /// The delivery, received now by the system clock, or 1 µs after the one before it if that is later.
-    pub(super) fn receive(&self, delivery: lapin::message::Delivery, clock: Timestamp) -> Delivery {
+    ///
+    /// Each of its `messages` takes a microsecond.
+    pub(super) fn receive(
+        &self,
+        delivery: lapin::message::Delivery,
+        clock: Timestamp,
+        messages: usize,
+    ) -> Delivery {
         if !failpoints::holds(failpoints::Guard::ReceiptOrder) {
             let mut delivery = Delivery::from_amqp(delivery, clock);
             delivery.timestamp_micros = 0;
             return delivery;
         }
         let mut assigned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut delivery = Delivery::from_amqp(delivery, assigned.receipt(clock));
+        let reserved = u32::try_from(messages).unwrap_or(u32::MAX).max(1);
+        let mut delivery = Delivery::from_amqp(delivery, assigned.receipt(clock, reserved));
         let envelope = delivery.envelope();
         // A later attempt has the time of the first one.
         if let (Some(second), None) = (envelope.sent_second(), envelope.resolved) {
             let by_receipt = envelope.timestamp_micros;
-            delivery.timestamp_micros = assigned.seconds.micros(second, by_receipt);
+            delivery.timestamp_micros = assigned.seconds.micros(second, by_receipt, reserved);
         }
         delivery
     }
 }
 
 impl Assigned {
-    fn receipt(&mut self, clock: Timestamp) -> Timestamp {
+    fn receipt(&mut self, clock: Timestamp, reserved: u32) -> Timestamp {
         let next =
             self.last_receipt.and_then(|last| Timestamp::from_micros(last.micros() + 1).ok());
         let receipt = next.map_or(clock, |next| next.max(clock));
-        self.last_receipt = Some(receipt);
+        self.last_receipt = Some(receipt.later_by(reserved.saturating_sub(1) as usize));
         receipt
     }
 }
@@ -75,13 +84,13 @@ const LAST_MICRO: u32 = 999_999;
 impl RecentSeconds {
     /// The microseconds for the next message of a second: `by_receipt`, or 1 more than the message before it if
     /// that is later.
-    fn micros(&mut self, second: u64, by_receipt: u32) -> u32 {
+    fn micros(&mut self, second: u64, by_receipt: u32, reserved: u32) -> u32 {
         let last = self.newer.get(&second).or_else(|| self.older.get(&second));
         let micros = last.map_or(by_receipt, |last| by_receipt.max(last + 1).min(LAST_MICRO));
         if self.newer.len() >= SECONDS && !self.newer.contains_key(&second) {
             self.older = std::mem::take(&mut self.newer);
         }
-        self.newer.insert(second, micros);
+        self.newer.insert(second, micros.saturating_add(reserved - 1).min(LAST_MICRO));
         micros
     }
 }
@@ -103,12 +112,22 @@ mod tests {
 
     /// The receipt time of a delivery with this AMQP timestamp, and its microseconds.
     fn receive(times: &ReceiptTimes, second: Option<u64>, clock: Timestamp) -> (Timestamp, u32) {
+        receive_several(times, second, clock, 1)
+    }
+
+    /// As [`receive`], of a delivery with so many messages.
+    fn receive_several(
+        times: &ReceiptTimes,
+        second: Option<u64>,
+        clock: Timestamp,
+        messages: usize,
+    ) -> (Timestamp, u32) {
         let body = b"{}".to_vec();
         let mut amqp = lapin::message::Delivery::mock(1, "".into(), "".into(), false, body);
         if let Some(second) = second {
             amqp.properties = BasicProperties::default().with_timestamp(second);
         }
-        let delivery = times.receive(amqp, clock);
+        let delivery = times.receive(amqp, clock, messages);
         (delivery.received_at, delivery.envelope().timestamp_micros)
     }
 
@@ -117,6 +136,22 @@ mod tests {
         let times = ReceiptTimes::default();
         let received = [5, 5, 5, 2, 6, 9].map(|micros| receive(&times, None, at(SECOND, micros)).0);
         assert_eq!(received, [5, 6, 7, 8, 9, 10].map(|micros| at(SECOND, micros)));
+    }
+
+    #[test]
+    fn messages_of_10_000_deliveries_of_one_microsecond_keep_their_order() {
+        for second in [None, Some(SECOND)] {
+            let (times, mut next) = (ReceiptTimes::default(), 0);
+            for messages in (0..10_000).map(|n| 1 + n % 7) {
+                let received = receive_several(&times, second, at(SECOND, 0), messages);
+                let first = match second {
+                    Some(_) => i64::from(received.1),
+                    None => received.0.micros() - at(SECOND, 0).micros(),
+                };
+                assert_eq!(first, next, "no message of another delivery comes between");
+                next += i64::try_from(messages).unwrap();
+            }
+        }
     }
 
     #[test]
@@ -138,19 +173,19 @@ mod tests {
     #[test]
     fn the_microseconds_of_a_second_end_with_its_last() {
         let mut seconds = RecentSeconds::default();
-        let assigned = [LAST_MICRO - 1, 0, 0].map(|micros| seconds.micros(SECOND, micros));
+        let assigned = [LAST_MICRO - 1, 0, 0].map(|micros| seconds.micros(SECOND, micros, 1));
         assert_eq!(assigned, [LAST_MICRO - 1, LAST_MICRO, LAST_MICRO]);
     }
 
     #[test]
     fn a_second_is_remembered_while_a_thousand_others_are_used() {
         let mut seconds = RecentSeconds::default();
-        let mut last = seconds.micros(0, 7);
+        let mut last = seconds.micros(0, 7, 1);
         for round in 0..5 {
             for other in 1..SECONDS as u64 {
-                seconds.micros(round * 10_000 + other, 0);
+                seconds.micros(round * 10_000 + other, 0, 1);
             }
-            let next = seconds.micros(0, 0);
+            let next = seconds.micros(0, 0, 1);
             assert_eq!(next, last + 1, "round {round}");
             last = next;
         }

@@ -18,6 +18,7 @@ mod state;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use domain::decode::Extent;
 use domain::failure::Dependency;
 use failpoints::{Guard, Step};
 use futures_util::{FutureExt, StreamExt};
@@ -227,7 +228,8 @@ impl<H: Handler> Session<H> {
             self.prefetch.expect_bodies_of(body_bytes);
             return self.requeue(tag);
         }
-        self.prefetch.observe(bytes);
+        let extent = self.shared.extent(&delivery.data);
+        self.prefetch.observe(bytes, extent.messages);
         let large = self.limit.receive(body_bytes);
         let unacked_bytes = self.unacked.bytes();
         if unacked_bytes > 0 && unacked_bytes + bytes > self.shared.settings.max_inflight_bytes {
@@ -247,8 +249,9 @@ impl<H: Handler> Session<H> {
                 Report::RequestSent(Ok(()))
             });
         }
-        let received = Received::new(tag, delivery, large, &self.shared);
-        self.batch_builder.push(received, bytes, self.last_progress);
+        let received = Received::new(tag, delivery, large, extent, &self.shared);
+        let extent = Extent { bytes: bytes.max(extent.bytes), ..extent };
+        self.batch_builder.push(received, extent, self.last_progress);
         Ok(())
     }
 

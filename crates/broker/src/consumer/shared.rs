@@ -1,9 +1,10 @@
 //! What all sessions of a consumer share.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use domain::clock::Clock;
+use domain::decode::Extent;
 use domain::failure::{Dependency, Unavailable};
 use futures_util::FutureExt;
 use tokio::sync::watch;
@@ -49,6 +50,15 @@ impl<H: Handler> Shared<H> {
         let probe = AssertUnwindSafe(async { self.handler.probe(dependency).await });
         probe.catch_unwind().await.unwrap_or_else(|_| {
             Err(Unavailable { dependency, source: self.observer.panicked("probing").into() })
+        })
+    }
+
+    /// How much work a body is for the handler.
+    pub(super) fn extent(&self, body: &[u8]) -> Extent {
+        let extent = catch_unwind(AssertUnwindSafe(|| self.handler.extent(body)));
+        extent.unwrap_or_else(|_| {
+            self.observer.panicked("measuring");
+            Extent::of_one(body)
         })
     }
 

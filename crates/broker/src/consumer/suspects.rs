@@ -110,8 +110,9 @@ impl<H: Handler> Suspects<'_, H> {
         let settings = &self.shared.settings;
         let (most, most_bytes) =
             (settings.batch_size.min(SUSPECTS_TOGETHER), settings.batch_bytes());
-        let (mut alone, mut group, mut bytes) = (None, Vec::new(), 0);
-        while alone.is_none() && (group.is_empty() || (group.len() < most && bytes < most_bytes)) {
+        let (mut alone, mut group) = (None, Vec::new());
+        let (mut messages, mut bytes) = (0, 0);
+        while alone.is_none() && (group.is_empty() || (messages < most && bytes < most_bytes)) {
             let get = self.channel.basic_get(self.queue.into(), BasicGetOptions::default());
             let Some(message) = request("get a suspect", get).await? else { break };
             let tag = message.delivery.delivery_tag;
@@ -122,8 +123,11 @@ impl<H: Handler> Suspects<'_, H> {
                 }
                 continue;
             }
-            bytes += Moved::memory(&message.delivery);
-            let received = Received::new(tag, message.delivery, None, self.shared);
+            let memory = Moved::memory(&message.delivery);
+            let extent = self.shared.extent(&message.delivery.data);
+            let received = Received::new(tag, message.delivery, None, extent, self.shared);
+            messages += extent.messages;
+            bytes += memory.max(extent.bytes);
             self.unacked.extend(id_of(&received.delivery));
             if received.delivery.delivery_count() > 0 {
                 alone = Some(received);

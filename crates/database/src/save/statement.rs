@@ -169,7 +169,7 @@ fn bind_messages(query: Statement, groups: &[Group<'_>], rows: &[&SaveRow<'_>]) 
     let query = bind_sparse(query, messages().map(agent));
     let query = bind_sparse(query, messages().map(model));
     let query = bind_sparse(query, messages().map(|it| it.processing_time_ms))
-        .bind(messages().map(|it| utc(it.created_at)).bind_iter())
+        .bind(rows.iter().map(|row| utc(row.created_at)).bind_iter())
         .bind(messages().map(|it| utc(it.received_at)).bind_iter())
         .bind(rows.iter().map(|row| &row.body_hash.0[..]).bind_iter());
     bind_sparse(query, messages().map(|it| it.metadata.as_ref().map(Json::as_str)))
@@ -196,14 +196,14 @@ where
 }
 
 fn times(group: Group<'_>) -> impl Iterator<Item = Timestamp> {
-    group.iter().map(|row| row.message.created_at)
+    group.iter().map(|row| row.created_at)
 }
 
 /// The value of the newest message that has one.
 fn newest_value<'a>(group: Group<'a>, of: fn(&'a Message) -> Option<&'a str>) -> Option<&'a str> {
     let values = group.iter().filter_map(|row| {
         let message = row.message;
-        Some(((message.created_at, message.id.as_str()), of(message)?))
+        Some(((row.created_at, message.id.as_str()), of(message)?))
     });
     values.max_by_key(|(position, _)| *position).map(|(_, value)| value)
 }

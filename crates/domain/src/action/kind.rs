@@ -7,6 +7,8 @@ named! {
     pub enum ActionKind {
         /// `conversation.save_message`
         SaveMessage = "conversation.save_message",
+        /// `conversation.save_messages`
+        SaveMessages = "conversation.save_messages",
         /// `conversation.session_opened`
         SessionOpened = "conversation.session_opened",
         /// `conversation.session_closed`

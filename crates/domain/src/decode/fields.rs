@@ -4,6 +4,7 @@
 //! and stay byte for byte as they were sent, and every error names its field.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
@@ -13,7 +14,7 @@ use super::value::Value;
 use crate::json::{Member, canonical, is_empty_array, members};
 
 /// One field and the place where it stands.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Field<'a> {
     pub(super) name: Cow<'a, str>,
     pub(super) value: &'a str,
@@ -23,13 +24,23 @@ pub(super) struct Field<'a> {
     known: bool,
 }
 
+/// Whether two values are equal as JSON.
+pub(super) fn same_value(a: &str, b: &str) -> bool {
+    a == b || canonical(a) == canonical(b)
+}
+
 /// The fields of an action or of another object, in the order in which they were sent. No object repeats a name:
 /// [`body`](super::body) refuses that.
 #[derive(Debug)]
 pub(super) struct Fields<'a>(Vec<Field<'a>>);
 
-impl Field<'_> {
-    fn path(&self) -> String {
+impl<'a> Field<'a> {
+    /// A field that was not sent.
+    pub(super) fn implied(name: &'static str, value: &'a str) -> Self {
+        Self { name: name.into(), value, place: "", known: false }
+    }
+
+    pub(super) fn path(&self) -> String {
         format!("{}{}", self.place, self.name)
     }
 
@@ -46,18 +57,54 @@ impl<'a> Fields<'a> {
 
     /// The fields of a body: those at its top and those under its `data`.
     pub(super) fn merged(body: Vec<Member<'a>>) -> Result<Self, FieldError> {
-        let mut top: Vec<_> = at("", body).collect();
-        let Some(index) = top.iter().position(|field| field.name == "data") else {
-            return Ok(Self(top));
+        Self::merged_at(body, "", "data.")
+    }
+
+    /// The fields of an object: those at its top, whose paths begin with `top`, and those under its `data`.
+    fn merged_at(
+        object: Vec<Member<'a>>,
+        top: &'a str,
+        nested: &'a str,
+    ) -> Result<Self, FieldError> {
+        let mut fields: Vec<_> = at(top, object).collect();
+        let Some(index) = fields.iter().position(|field| field.name == "data") else {
+            return Ok(Self(fields));
         };
-        let data = top.remove(index).value;
-        let nested = match data {
+        let data = fields.remove(index).value;
+        let under_data = match data {
             "null" => Vec::new(),
             empty if is_empty_array(empty) => Vec::new(),
-            _ => members(data).map_err(|_| FieldError::wrong_type("data", "an object", data))?,
+            _ => {
+                let path = nested.trim_end_matches('.');
+                members(data).map_err(|_| FieldError::wrong_type(path, "an object", data))?
+            }
         };
-        top.extend(at("data.", nested));
-        Self(top).settled()
+        fields.extend(at(nested, under_data));
+        Self(fields).settled()
+    }
+
+    /// The fields of an element of an array: its own, and those of `action` that it does not have. The places are the
+    /// beginnings of the paths of its own fields and of those under its `data`.
+    pub(super) fn of_element(
+        element: &'a str,
+        [top, nested]: [&'a str; 2],
+        action: &[Field<'a>],
+    ) -> Result<Self, FieldError> {
+        let path = top.trim_end_matches('.');
+        let own =
+            members(element).map_err(|_| FieldError::wrong_type(path, "an object", element))?;
+        let mut fields = Self::merged_at(own, top, nested)?;
+        let of_action: HashSet<&str> = action.iter().map(|field| &*field.name).collect();
+        fields.0.retain(|field| !(field.is_null() && of_action.contains(&*field.name)));
+        let own: HashSet<String> = fields.0.iter().map(|field| field.name.to_string()).collect();
+        let inherited = action.iter().filter(|field| !own.contains(&*field.name));
+        fields.0.extend(inherited.map(|field| Field { known: false, ..field.clone() }));
+        Ok(fields)
+    }
+
+    /// Those that `is_wanted` by their name.
+    pub(super) fn named(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Field<'a>> {
+        self.0.iter().filter(|field| is_wanted(&field.name)).cloned().collect()
     }
 
     /// Reads a struct from the fields that it declares.
@@ -120,10 +167,6 @@ impl<'a> Fields<'a> {
 
 fn at<'a>(place: &'a str, members: Vec<Member<'a>>) -> impl Iterator<Item = Field<'a>> {
     members.into_iter().map(move |(name, value)| Field { name, value, place, known: false })
-}
-
-fn same_value(a: &str, b: &str) -> bool {
-    a == b || canonical(a) == canonical(b)
 }
 
 /// Offers all fields to a struct, which reads those that it declares.

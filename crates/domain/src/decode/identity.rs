@@ -115,6 +115,31 @@ pub(super) fn identify(
     }
 }
 
+/// The name space of ids of elements. It must never change.
+const ELEMENT_NAMESPACE: Uuid = Uuid::from_u128(0x91d0_4c2e_6b7f_5a38_9c15_e3f2_08a4_d716);
+
+/// The id of an element with a time of its own: UUIDv5 of conversation, timestamp, its bytes, and how many equal ones
+/// there are before it. So the same elements in actions of other sizes are the same messages.
+pub(super) fn derived_element(
+    key: &ConversationKey,
+    timestamp: Timestamp,
+    element: &str,
+    before: usize,
+) -> MessageId {
+    let ConversationKey { tenant, conversation } = key;
+    let micros = timestamp.micros();
+    let name = format!("{tenant}\0{conversation}\0{micros}\0{before}\0{element}");
+    Uuid::new_v5(&ELEMENT_NAMESPACE, name.as_bytes()).into()
+}
+
+/// The id of an element without a time of its own: UUIDv5 of its action and its position.
+pub(super) fn element_of(key: &ConversationKey, action: &MessageId, position: usize) -> MessageId {
+    let ConversationKey { tenant, conversation } = key;
+    // With one part less than the name of an element with a time.
+    let name = format!("{tenant}\0{conversation}\0{action}\0{position}");
+    Uuid::new_v5(&ELEMENT_NAMESPACE, name.as_bytes()).into()
+}
+
 /// UUIDv5 of conversation, timestamp and raw body.
 fn derived(key: &ConversationKey, timestamp: Timestamp, body: &[u8]) -> MessageId {
     let ConversationKey { tenant, conversation } = key;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::error::ReplyError;
 use crate::action::state::StateKey;
 use crate::ids::{ConversationId, MessageId};
 use crate::json::Json;
@@ -20,6 +21,30 @@ pub struct SaveMessageData {
     pub message_id: MessageId,
     /// Whether the message had been saved before.
     pub duplicate: bool,
+}
+
+/// The reply to `conversation.save_messages`: what became of each message.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SaveMessagesData {
+    /// The conversation, from the action or derived.
+    pub conversation_id: ConversationId,
+    /// The messages, in the order of the action.
+    pub messages: Vec<SavedElement>,
+}
+
+/// What became of a message of `conversation.save_messages`: it is stored durably, or there is an error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SavedElement {
+    /// Its position in the action, from 0.
+    pub position: u32,
+    /// Its id, from the action or derived.
+    pub message_id: MessageId,
+    /// Whether it had been saved before; absent if there is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicate: Option<bool>,
+    /// Why it is not saved; absent if it is. It is a dead letter, or is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ReplyError>,
 }
 
 /// The reply to `conversation.session_opened`, `.session_closed` and `.feedback`: it is recorded.

@@ -26,16 +26,8 @@ pub(crate) fn documents() -> Vec<(String, Schema)> {
 
 fn action(kind: ActionKind) -> Schema {
     match kind {
-        ActionKind::SaveMessage => {
-            // An assistant may say something that is no content, such as a refusal.
-            let assistant = somewhere("role", &json!({ "const": "assistant" }));
-            let without_content = json!({ "allOf": [
-                { "anyOf": [anywhere(&["tool_calls"]), assistant] },
-                { "not": anywhere(&["parts"]) },
-            ] });
-            let needed = json!({ "anyOf": [anywhere(&["content"]), without_content] });
-            action_with::<wire::SaveMessage<'_>>(kind, vec![needed])
-        }
+        ActionKind::SaveMessage => action_with::<wire::SaveMessage<'_>>(kind, vec![content()]),
+        ActionKind::SaveMessages => action_with::<wire::SaveMessages<'_>>(kind, Vec::new()),
         ActionKind::SessionOpened => action_with::<wire::SessionOpened>(kind, Vec::new()),
         ActionKind::SessionClosed => action_with::<wire::SessionClosed>(kind, Vec::new()),
         ActionKind::GetContext => action_with::<wire::GetContext>(kind, Vec::new()),
@@ -57,16 +49,70 @@ fn action(kind: ActionKind) -> Schema {
 /// The schema of an action with the payload `P`, which has to meet further conditions.
 fn action_with<P: JsonSchema>(kind: ActionKind, mut needed: Vec<Value>) -> Schema {
     let mut generator = SchemaSettings::draft2020_12().into_generator();
-    let common = wire::Common::<'_>::json_schema(&mut generator);
-    let payload = P::json_schema(&mut generator);
-    let mut properties = Map::new();
+    let Fields { mut properties, required, description } = fields::<P>(kind, &mut generator);
+    needed.splice(0..0, required.iter().map(|name| anywhere(&[name])));
+    // The one action in which this field selects what is erased.
+    if kind == ActionKind::Erase {
+        let description = "Erase ALL conversations of this user. To erase one conversation, leave it \
+            out. With `conversation_id` it is refused.";
+        properties["user_id"]["description"] = description.into();
+        let both = [anywhere(&["user_id"]), anywhere(&["conversation_id"])];
+        needed.push(json!({ "not": { "allOf": both } }));
+    }
+    let message = (kind == ActionKind::SaveMessages).then(|| {
+        let message = fields::<wire::SaveMessage<'_>>(ActionKind::SaveMessage, &mut generator);
+        let of_a_message: Vec<&str> = message
+            .properties
+            .keys()
+            .map(String::as_str)
+            .filter(|it| !properties.contains_key(*it))
+            .collect();
+        needed.push(json!({ "not": anywhere(&[&of_a_message[..], &WITH_TEXT].concat()) }));
+        properties["messages"]["anyOf"][0]["items"] = json!({ "$ref": "#/$defs/Message" });
+        message.properties
+    });
+    let mut definitions = generator.take_definitions(true);
+    if let Some(properties) = message {
+        let description = "A message: the fields of `conversation.save_message`. A field of the action that it does not \
+            have counts for it, too. Tenant, session and conversation are those of the action.";
+        let mut message = object("MessageFields", &[anywhere(&["role"]), content()]);
+        message["description"] = description.into();
+        definitions.insert("Message".to_owned(), message);
+        let fields = json!({ "type": "object", "properties": properties });
+        definitions.insert("MessageFields".to_owned(), fields);
+    }
+    definitions.insert("Fields".to_owned(), json!({ "type": "object", "properties": properties }));
+    document(kind.as_str(), description.as_ref(), definitions, object("Fields", &needed))
+}
+
+/// Fields that the contract does not define, and from which the text of a message is read.
+const WITH_TEXT: [&str; 7] = [
+    "parts",
+    "refusal",
+    "audio",
+    "function_call",
+    "reasoning",
+    "reasoning_content",
+    "reasoning_details",
+];
+
+/// The fields of an action.
+struct Fields {
+    properties: Map<String, Value>,
+    required: Vec<String>,
+    description: Option<Value>,
+}
+
+fn fields<P: JsonSchema>(kind: ActionKind, generator: &mut SchemaGenerator) -> Fields {
+    let common = wire::Common::<'_>::json_schema(generator);
+    let payload = P::json_schema(generator);
+    let (mut properties, mut required) = (Map::new(), Vec::new());
     for schema in [&common, &payload] {
         if let Some(Value::Object(own)) = schema.get("properties") {
             properties.extend(own.clone());
         }
-        if let Some(Value::Array(required)) = schema.get("required") {
-            let names = required.iter().filter_map(Value::as_str);
-            needed.extend(names.map(|name| anywhere(&[name])));
+        if let Some(Value::Array(own)) = schema.get("required") {
+            required.extend(own.iter().filter_map(Value::as_str).map(str::to_owned));
         }
     }
     // A field that is null counts as absent: it may be null in one place and have its value in the other.
@@ -82,37 +128,34 @@ fn action_with<P: JsonSchema>(kind: ActionKind, mut needed: Vec<Value>) -> Schem
     if let Some(action_type) = properties.get_mut("action_type").and_then(Value::as_object_mut) {
         action_type.remove("type");
     }
-    // The one action in which this field selects what is erased.
-    if kind == ActionKind::Erase {
-        let description = "Erase ALL conversations of this user. To erase one conversation, leave it \
-            out. With `conversation_id` it is refused.";
-        properties["user_id"]["description"] = description.into();
-        let both = [anywhere(&["user_id"]), anywhere(&["conversation_id"])];
-        needed.push(json!({ "not": { "allOf": both } }));
-    }
-    let mut definitions = generator.take_definitions(true);
-    definitions.insert("Fields".to_owned(), json!({ "type": "object", "properties": properties }));
-    document(
-        kind.as_str(),
-        payload.get("description"),
-        definitions,
-        json!({
-            "type": "object",
-            "$ref": "#/$defs/Fields",
-            "properties": {
-                "data": {
-                    "description": "Any field may be here instead of at the top level. A field in both \
-                        places must have the same value in both.",
-                    "anyOf": [
-                        { "$ref": "#/$defs/Fields" },
-                        { "type": "array", "maxItems": 0 },
-                        { "type": "null" },
-                    ],
-                },
+    Fields { properties, required, description: payload.get("description").cloned() }
+}
+
+/// An object whose fields have this definition, at its top or under `data`.
+fn object(fields: &str, needed: &[Value]) -> Value {
+    let fields = format!("#/$defs/{fields}");
+    json!({
+        "type": "object",
+        "$ref": fields,
+        "properties": {
+            "data": {
+                "description": "Any field may be here instead of at the top level. A field in both places must \
+                    have the same value in both.",
+                "anyOf": [{ "$ref": fields }, { "type": "array", "maxItems": 0 }, { "type": "null" }],
             },
-            "allOf": needed,
-        }),
-    )
+        },
+        "allOf": needed,
+    })
+}
+
+/// A message has content, or tool calls, or an assistant says something else, such as a refusal.
+fn content() -> Value {
+    let assistant = somewhere("role", &json!({ "const": "assistant" }));
+    let without_content = json!({ "allOf": [
+        { "anyOf": [anywhere(&["tool_calls"]), assistant] },
+        { "not": anywhere(&["parts"]) },
+    ] });
+    json!({ "anyOf": [anywhere(&["content"]), without_content] })
 }
 
 /// At least one of these fields has a value, at the top level or under `data`.
@@ -166,6 +209,7 @@ fn or_null(property: &mut Value) {
 fn reply(kind: ActionKind) -> Schema {
     match kind {
         ActionKind::SaveMessage => reply_with::<reply::SaveMessageData>(kind),
+        ActionKind::SaveMessages => reply_with::<reply::SaveMessagesData>(kind),
         ActionKind::GetContext => reply_with::<reply::ContextData>(kind),
         ActionKind::GetHistory => reply_with::<reply::HistoryData>(kind),
         ActionKind::Erase => reply_with::<reply::EraseData>(kind),

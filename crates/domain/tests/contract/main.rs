@@ -4,6 +4,7 @@
 
 mod agreement;
 mod documents;
+mod elements;
 mod events;
 mod examples;
 mod golden;

@@ -75,6 +75,10 @@ impl Validator<'_> {
                 let pattern = argument.as_str().expect("a pattern");
                 value.as_str().is_none_or(|text| matches(pattern, text))
             }
+            "minItems" => {
+                let least = argument.as_u64().expect("a number");
+                value.as_array().is_none_or(|array| array.len() as u64 >= least)
+            }
             "maxItems" => {
                 let most = argument.as_u64().expect("a number");
                 value.as_array().is_none_or(|array| array.len() as u64 <= most)

@@ -12,7 +12,7 @@ use service::settings::{ConsumerSettings, StoreSettings};
 use service::{Service, instance};
 use worker::{Stores, consume};
 
-use crate::handler::SaveMessages;
+use crate::handler::MessageHandler;
 
 #[derive(Debug, clap::Args)]
 struct Settings {
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
     let database = stores.database.clone().saving_as(service.process().name(), instance());
-    let handler = SaveMessages {
+    let handler = MessageHandler {
         saver: Saver::new(
             &database,
             stores.hot.clone(),
