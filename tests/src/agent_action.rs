@@ -12,6 +12,8 @@ pub struct AgentAction {
     pub message_id: Option<String>,
 }
 
+const SEVERAL: &str = "conversation.save_messages";
+
 /// The field by which a session event or feedback is found; the contract does not define it.
 pub(crate) const MARKER: &str = "marker";
 
@@ -110,6 +112,49 @@ impl AgentAction {
             }
         }
         Self { body: message, message_id }
+    }
+
+    /// The same actions, with the messages of each session together as one `conversation.save_messages`.
+    ///
+    /// # Panics
+    /// When an action has no session.
+    #[must_use]
+    pub fn together(actions: Vec<Self>) -> Vec<Self> {
+        let mut together: Vec<Self> = Vec::new();
+        for Self { mut body, message_id } in actions {
+            if body["action_type"] != "conversation.save_message" {
+                together.push(Self { body, message_id });
+                continue;
+            }
+            if body.get("action_id").is_none()
+                && let Some(id) = message_id
+            {
+                // An element has no AMQP properties.
+                body.as_object_mut().expect("an object").entry("message_id").or_insert(id.into());
+            }
+            let is_of_session = |it: &&mut Self| {
+                it.body["session_id"] == body["session_id"] && it.body.get("messages").is_some()
+            };
+            if let Some(several) = together.iter_mut().find(is_of_session) {
+                several.body["messages"].as_array_mut().expect("an array").push(body);
+                continue;
+            }
+            let session = body["session_id"].as_str().expect("a session").to_owned();
+            let several = json!({
+                "action_type": SEVERAL, "tenant_id": body["tenant_id"], "session_id": session,
+                "action_id": format!("{} of {session}", Uuid::new_v4()), "messages": [body],
+            });
+            together.push(Self { body: several, message_id: None });
+        }
+        together
+    }
+
+    /// The actions that its messages would be by themselves, if it has several.
+    #[must_use]
+    pub(crate) fn messages(&self) -> Option<impl Iterator<Item = Self>> {
+        let messages = self.body.get("messages").filter(|_| self.body["action_type"] == SEVERAL);
+        let messages = messages.and_then(Value::as_array)?.iter();
+        Some(messages.map(|body| Self { body: body.clone(), message_id: None }))
     }
 
     /// How Verbatim recognises it.

@@ -76,17 +76,28 @@ impl PublishedActions {
         actions: impl IntoIterator<Item = &'a A>,
     ) {
         for action in actions {
-            self.add(&action.as_action());
+            let action = action.as_action();
+            match action.messages() {
+                Some(messages) => messages.for_each(|message| {
+                    // Without an id of its own it has that of its action.
+                    let identity = match message.identity() {
+                        SentIdentity::None => SentIdentity::ActionId,
+                        identity => identity,
+                    };
+                    self.add(&message, identity);
+                }),
+                None => self.add(&action, action.identity()),
+            }
         }
     }
 
-    fn add(&mut self, action: &AgentAction) {
+    fn add(&mut self, action: &AgentAction, identity: SentIdentity) {
         let body = &action.body;
         let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
         let published = Published {
             timestamp: text("timestamp"),
             id: action.sent_id().map(str::to_owned),
-            identity: action.identity(),
+            identity,
         };
         let key = key_of(body);
         let conversation = self.conversations.entry(key.clone()).or_default();
@@ -207,7 +218,7 @@ impl PublishedActions {
         let stored = table(scenario, &messages).await;
         let events = table(scenario, &events).await;
         let dead_letters: Vec<Row> =
-            table(scenario, dead_letters).await.into_iter().map(Row::of_dead_letter).collect();
+            table(scenario, dead_letters).await.into_iter().flat_map(Row::of_dead_letter).collect();
         let mut found = Discrepancies {
             dead_letters: dead_letters.iter().map(Row::name).collect(),
             ..Discrepancies::default()
@@ -281,12 +292,22 @@ struct Row {
 }
 
 impl Row {
-    /// With what identifies the dead letter's action in place of its body.
-    fn of_dead_letter(self) -> Self {
+    /// With what identifies the dead letter's action in place of its body; of an action with several messages, each of
+    /// them.
+    fn of_dead_letter(self) -> Vec<Self> {
         let body: Value = serde_json::from_str(&self.text).unwrap_or_default();
-        let text = |name: &str| body.get(name).and_then(Value::as_str);
-        let text = text("content").map(identifying).or(text(MARKER).map(str::to_owned));
-        Self { text: text.unwrap_or_default(), ..self }
+        let row = |body: &Value, id: &str| {
+            let text = |name: &str| body.get(name).and_then(Value::as_str);
+            let text = text("content").map(identifying).or(text(MARKER).map(str::to_owned));
+            Self { text: text.unwrap_or_default(), id: id.to_owned(), ..self.clone() }
+        };
+        let action = AgentAction { body, message_id: None };
+        match action.messages() {
+            Some(messages) => {
+                messages.map(|it| row(&it.body, it.sent_id().unwrap_or_default())).collect()
+            }
+            None => vec![row(&action.body, &self.id)],
+        }
     }
 
     fn name(&self) -> String {

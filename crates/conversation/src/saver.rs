@@ -313,8 +313,8 @@ struct Row<'a> {
 
 struct Batch<'a> {
     actions: &'a [ToSave<'a>],
-    /// Whether a unit has more than one message, or is atomic.
-    has_units: bool,
+    /// Whether units repeat ids, of which one has more than one message or is atomic.
+    repeats_ids: bool,
     /// One for each action; `None` until it is decided.
     outcomes: Vec<Option<Outcome>>,
     /// Rows that are not stored yet, in key order. A transaction takes each id once, so rows with the same
@@ -322,7 +322,7 @@ struct Batch<'a> {
     pending: Vec<Row<'a>>,
     /// The rows of atomic units, in the order of the units.
     atomic: Vec<Row<'a>>,
-    /// Where there are units: the ids under which a message of this batch is stored.
+    /// Where ids are repeated: those under which a message of this batch is stored.
     stored: HashSet<RowKey<'a>>,
     /// The committed messages, to be appended to the hot copies.
     committed: Vec<(&'a ConversationKey, Committed<'a>)>,
@@ -357,6 +357,7 @@ impl<'a> Batch<'a> {
         }
         let has_units = actions.windows(2).any(|pair| pair[0].unit == pair[1].unit)
             || actions.iter().any(|action| action.atomic);
+        let repeats_ids = has_units && repeats_ids(actions);
         let mut pending: Vec<Row<'a>> = Vec::with_capacity(actions.len());
         let mut atomic: Vec<Row<'a>> = Vec::new();
         let mut known = PlacesOfIds::new();
@@ -384,17 +385,21 @@ impl<'a> Batch<'a> {
             let is_same = |known: &Row<'_>| {
                 row_key_of(&known.row) == row_key_of(&row) && known.row.body_hash == row.body_hash
             };
-            let same = if has_units {
-                // Rows of an atomic unit are compared within it.
-                let scope = is_atomic.then_some(unit);
-                let places = known.entry((scope, row_key_of(&row))).or_default();
-                let same = places.iter().copied().find(|place| is_same(&rows[*place]));
-                places.extend(same.is_none().then_some(rows.len()));
-                same
-            } else {
-                // They are sorted by their ids.
-                let of_this_id = |place: &usize| row_key_of(&rows[*place].row) == row_key_of(&row);
-                (0..rows.len()).rev().take_while(of_this_id).find(|place| is_same(&rows[*place]))
+            let same = match (has_units, repeats_ids) {
+                (true, false) => None,
+                (true, true) => {
+                    // Rows of an atomic unit are compared within it.
+                    let scope = is_atomic.then_some(unit);
+                    let places = known.entry((scope, row_key_of(&row))).or_default();
+                    let same = places.iter().copied().find(|place| is_same(&rows[*place]));
+                    places.extend(same.is_none().then_some(rows.len()));
+                    same
+                }
+                (false, _) => {
+                    // They are sorted by their ids.
+                    let of_this_id = |n: &usize| row_key_of(&rows[*n].row) == row_key_of(&row);
+                    (0..rows.len()).rev().take_while(of_this_id).find(|n| is_same(&rows[*n]))
+                }
             };
             match same {
                 Some(place) => rows[place].repeated.push(index),
@@ -403,7 +408,7 @@ impl<'a> Batch<'a> {
         }
         Self {
             actions,
-            has_units,
+            repeats_ids,
             outcomes,
             pending,
             atomic,
@@ -416,9 +421,10 @@ impl<'a> Batch<'a> {
     /// The first pending row of every id, or `None` if no row is pending.
     fn next_round(&mut self) -> Option<Vec<Row<'a>>> {
         let mut round = std::mem::take(&mut self.pending);
-        if self.has_units {
+        if self.repeats_ids {
             return self.next_round_of_units(round);
         }
+        // Without units they are sorted by their ids.
         let mut last = None;
         let repeats_id = |row: &mut Row<'a>| {
             let key = row_key_of(&row.row);
@@ -520,7 +526,7 @@ impl<'a> Batch<'a> {
             if first == Ok(Done::Duplicate) {
                 self.renewed.insert(row.row.key);
             }
-            if self.has_units && committed.is_some() {
+            if self.repeats_ids && committed.is_some() {
                 self.stored.insert(row_key_of(&row.row));
             }
             self.committed.extend(committed.map(|message| (row.row.key, message)));
@@ -592,6 +598,13 @@ impl<'a> Batch<'a> {
             || Err(Failure::Retry("the batch ended without an outcome for this message".into()));
         self.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(undecided)).collect()
     }
+}
+
+/// Whether several messages have one id.
+fn repeats_ids(actions: &[ToSave<'_>]) -> bool {
+    let mut ids: Vec<RowKey<'_>> = actions.iter().map(|it| row_key(it.message)).collect();
+    ids.sort_unstable();
+    ids.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 /// What identifies a row.

@@ -12,6 +12,7 @@ mod context;
 mod elements;
 mod fault;
 mod fields;
+mod grouping;
 mod identity;
 mod metadata;
 mod received;
@@ -23,6 +24,7 @@ pub use self::body::check_size;
 pub use self::content::INSTEAD_OF_CONTENT;
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
 pub use self::elements::{Extent, MAX_ELEMENTS, elements_as_actions};
+pub use self::grouping::Grouping;
 pub use self::reply_address::reply_address;
 pub use self::sent_fields::SentFields;
 

@@ -24,7 +24,7 @@ pub use self::writer::Object;
 pub(crate) use self::{
     canonical::canonical,
     faults::{Fault, FaultKind, first_fault, is_storable, not_a_number},
-    members::{is_empty_array, type_name, wanted_members},
+    members::{array_elements, is_empty_array, size_of_array, type_name, wanted_members},
     numbers::{decimal_digits, integer},
     path::path_to,
 };

@@ -8,13 +8,15 @@ mod content;
 mod value;
 
 use std::borrow::Cow;
+use std::fmt;
 
 pub use self::content::{Content, Part};
 pub(crate) use self::value::non_empty;
 pub use self::value::{Amount, Fitting, Integer, JsonArray, JsonObject};
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::ids::{ActionId, AgentId, ConversationId, MessageId, SessionId, TenantId, UserId};
@@ -69,6 +71,29 @@ pub struct Common<'a> {
 /// reads a `usage` again for each number in it.
 pub const MAX_DETAIL_BYTES: usize = 4_096;
 
+/// A value as its sender wrote it: valid JSON, which is read later.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent<'a>(pub &'a str);
+
+/// The name under which [`Sent`] asks its deserializer for the text of a value.
+pub(crate) const SENT: &str = "value as sent";
+
+impl<'de: 'a, 'a> Deserialize<'de> for Sent<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = &'de str;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the text of a value")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<&'de str, E> {
+                Ok(text)
+            }
+        }
+        deserializer.deserialize_newtype_struct(SENT, Text).map(Self)
+    }
+}
+
 /// Save a message of a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SaveMessage<'a> {
@@ -78,7 +103,7 @@ pub struct SaveMessage<'a> {
     /// the assistant, such as a refusal or a function call.
     #[serde(borrow)]
     #[schemars(with = "Option<Content>")]
-    pub content: Option<&'a RawValue>,
+    pub content: Option<Sent<'a>>,
     /// The id of the message, unique within its conversation. Recommended; by default `action_id`,
     /// then the AMQP property `message_id`.
     pub message_id: Option<MessageId>,
@@ -135,7 +160,7 @@ pub struct SaveMessages<'a> {
     /// The messages, 1 to 100.
     #[serde(borrow)]
     #[schemars(with = "Vec<serde_json::Value>", length(min = 1, max = 100))]
-    pub messages: &'a RawValue,
+    pub messages: Sent<'a>,
     /// Whether no message is saved if one of them cannot be; false by default.
     pub atomic: Option<bool>,
 }

@@ -120,6 +120,9 @@ async fn publish(
         // Newest first: timestamps decide the order of a conversation, not arrival.
         let actions: Vec<AgentAction> =
             (sent..until).rev().flat_map(|n| actions(publisher, n)).collect();
+        // Every other agent publishes the messages of a conversation together.
+        let actions =
+            if publisher.is_multiple_of(2) { actions } else { AgentAction::together(actions) };
         agent.publish_until_confirmed(&actions).await;
         record.borrow_mut().add(&actions);
         sent = until;

@@ -453,3 +453,21 @@ async fn run_with(
     let never = CancellationToken::new();
     replayer.run(selection, &actor(), settings, &never, |_| {}).await.unwrap()
 }
+
+#[tokio::test]
+async fn an_action_that_an_older_worker_did_not_know_is_saved_when_it_is_replayed() {
+    let scenario = Scenario::new().await;
+    let say = |content: &str| json!({"role": "user", "content": content});
+    let action = json!({
+        "action_type": "conversation.save_messages", "tenant_id": "older", "session_id": "s",
+        "action_id": "turn", "messages": [say("one"), say("two"), say("three")],
+    });
+    let unknown = as_dead_letter_for(&action.to_string(), DeadLetterReason::UnknownAction);
+    scenario.store_dead_letters(&[unknown]).await;
+    let replayed = scenario.verbatim(&["dead-letters", "replay", "--all"]).await;
+    assert_eq!(replayed.status.code(), Some(0), "{replayed:?}");
+    let saver = scenario.start(SAVER).await;
+    let contents = "SELECT string_agg(content, ' ' ORDER BY created_at, id) FROM messages";
+    scenario.until_sql(contents, "one two three").await;
+    scenario.finish([saver]).await;
+}

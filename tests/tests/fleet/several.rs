@@ -1,8 +1,11 @@
 //! `conversation.save_messages`: several messages of a conversation as one action.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use system_tests::{COLLECTOR, Counts, LIMIT, SAVER, Scenario, at};
 use testkit::environment::deep;
+use uuid::Uuid;
 
 use crate::large::{PROMISED, assert_promise};
 
@@ -319,4 +322,37 @@ async fn many_actions_of_100_messages_stay_within_the_memory_that_was_promised()
         Counts::of(&saver).await.sum("verbatim_deliveries_total", &[("outcome", "slow")]);
     assert!(timeouts < 1.0, "{timeouts} deliveries moved to the slow queue");
     scenario.finish([saver, collector]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_published_together_and_line_by_line_is_stored_once() {
+    let scenario = Scenario::new().await;
+    let saver = scenario.start(SAVER).await;
+    let message = |n: usize| {
+        let mut line = say(&n.to_string());
+        line["action_type"] = "conversation.save_message".into();
+        (line["tenant_id"], line["session_id"]) = ("several".into(), "s".into());
+        // Their ids are derived from their bytes, or are those of their actions.
+        line["timestamp"] = at(i64::try_from(n).unwrap()).into();
+        if n.is_multiple_of(3) {
+            line["action_id"] = format!("a{n}").into();
+        }
+        line.to_string()
+    };
+    let lines: Vec<String> = (0..50).map(message).collect();
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.jsonl", Uuid::new_v4()));
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let file = file.to_str().unwrap();
+    let saved = [("queue", "conversation.save_message")];
+    for (arguments, deliveries) in [
+        (&["publish", file][..], 1.0),
+        (&["publish", file, "--no-grouping"], 51.0),
+        (&["publish", file], 52.0),
+    ] {
+        let ran = scenario.verbatim(arguments).await;
+        assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+        Counts::reach(&saver, "verbatim_deliveries_total", &saved, deliveries).await;
+        assert_eq!(scenario.sql(CONTENTS).await, contents(0..50));
+    }
+    scenario.finish([saver]).await;
 }

@@ -4,6 +4,7 @@
 //! published as a whole. Each action is published with the id that the workers derive for it, so
 //! publishing a file twice saves its messages once (except messages without id and timestamp).
 
+mod batching;
 mod router;
 mod sending;
 
@@ -27,6 +28,8 @@ use crate::validator::{Findings, Validator};
 ///
 /// One JSON object per line. All lines are checked first; if the workers would refuse one, nothing is
 /// published. Each action is published persistent and mandatory, with its `action_type` as routing key.
+/// Messages of a conversation that follow each other in it are published together, as
+/// `conversation.save_messages`; they are saved as the messages that the lines say.
 #[derive(Debug, Args)]
 #[command(override_usage = "verbatim publish [OPTIONS] <FILE>")]
 #[command(after_help = "\
@@ -43,9 +46,13 @@ pub(crate) struct Publish {
     #[arg(value_parser = Input::parse)]
     file: Input,
 
-    /// Publish without checking; lines that the workers refuse become dead letters
+    /// Publish each line as it is, without checking; what the workers refuse becomes a dead letter
     #[arg(long)]
     no_lint: bool,
+
+    /// Publish each message by itself
+    #[arg(long)]
+    no_grouping: bool,
 
     /// Routing key for every line, instead of its `action_type`
     #[arg(long, value_name = "KEY", requires = "no_lint")]
@@ -81,7 +88,8 @@ impl Publish {
             None => spinner("{spinner} {human_pos} published"),
         };
         let mut sending = Sending::new(publisher, progress);
-        let router = Router { validator, routing_key: self.routing_key };
+        let groups = !self.no_grouping && !self.no_lint;
+        let router = Router { validator, routing_key: self.routing_key, groups };
         let read = sending.all(lines.read()?, &router).await;
         let report = sending.finish().await;
         output.show(&report, |out| text(&report, out))?;
@@ -119,6 +127,10 @@ fn text(report: &Report, out: &mut Text) {
     let tone = if report.confirmed == report.lines { Tone::Good } else { Tone::Warn };
     let actions = plural(report.lines, "action");
     out.piece(tone, format!("{} of {actions} confirmed", count(report.confirmed)));
+    if report.publications < report.confirmed {
+        let publications = plural(report.publications, "publication");
+        out.piece(Tone::Dim, format!(" in {publications}"));
+    }
     out.counts(Tone::Bad, [(report.unroutable, "unroutable"), (report.failed, "failed")]);
     out.push("\n");
     report.missing.write(out);
@@ -166,6 +178,7 @@ mod tests {
         let report = Report {
             lines: 9,
             confirmed: 7,
+            publications: 3,
             unroutable: 1,
             failed: 1,
             unrouted: 2,

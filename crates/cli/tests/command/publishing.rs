@@ -29,15 +29,22 @@ async fn published_actions_are_confirmed_and_ready_in_their_queues() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("actions.jsonl");
     std::fs::write(&file, lines(&actions)).unwrap();
-    let report = verbatim.json(&["publish", file.to_str().unwrap()]).await;
+    let file = file.to_str().unwrap();
+    let report = verbatim.json(&["publish", file]).await;
+    // Chunks of 512 lines, in actions of up to 100 messages.
     let expected = json!({
-        "lines": 1_501, "confirmed": 1_501, "unroutable": 0, "failed": 0, "invalid": 0,
+        "lines": 1_501, "confirmed": 1_501, "publications": 6 + 6 + 5 + 1, "unroutable": 0, "failed": 0, "invalid": 0,
         "without_identity": 0, "without_timestamp": 0,
         "unrouted": 0, "rabbitmq_unavailable": false, "faults": [], "failures": [],
     });
     assert_eq!(report, expected);
-    assert_eq!(ready(&verbatim, WorkQueue::SaveMessage.name()).await, 1_500);
+    assert_eq!(ready(&verbatim, WorkQueue::SaveMessage.name()).await, 17);
     assert_eq!(ready(&verbatim, WorkQueue::Session.name()).await, 1);
+    let report = verbatim.json(&["publish", file, "--no-grouping"]).await;
+    assert_eq!((&report["confirmed"], &report["publications"]), (&json!(1_501), &json!(1_501)));
+    assert_eq!(ready(&verbatim, WorkQueue::SaveMessage.name()).await, 1_517);
+    let text = verbatim.run(&["publish", file]).await.out;
+    assert!(text.contains("1 501 of 1 501 actions confirmed in 18 publications"), "{text}");
 }
 
 #[tokio::test]

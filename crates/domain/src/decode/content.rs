@@ -15,21 +15,24 @@ use crate::wire;
 const AS_A_STRING: &str = "send its text, such as its JSON as a string";
 
 /// Reads the content of a message; `path` is its path in the body.
-pub(super) fn read(value: &RawValue, path: impl Fn() -> String) -> Result<Content, FieldError> {
-    match value.get().as_bytes().first() {
+pub(super) fn read(value: &str, path: impl Fn() -> String) -> Result<Content, FieldError> {
+    const CONTENT: &str = "a string or an array of parts";
+    match value.as_bytes().first() {
         Some(b'[') => {
             let mut lines = Vec::new();
-            parts(value.get(), &path(), Place::Content, &mut lines)?;
-            Ok(Content::Parts { json: Json::from(value.to_owned()), text: lines.join("\n") })
+            parts(value, &path(), Place::Content, &mut lines)?;
+            let json = Json::parse(value.to_owned());
+            let json = json.map_err(|_| FieldError::wrong_type(&path(), CONTENT, value))?;
+            Ok(Content::Parts { json, text: lines.join("\n") })
         }
         Some(b'{') => {
             let fault =
                 format!("must be a string or an array of parts, but is an object; {AS_A_STRING}");
             Err(FieldError::new(&path(), &fault))
         }
-        _ => string(value.get()).map(|text| Content::Text(text.into_owned())).ok_or_else(|| {
-            FieldError::wrong_type(&path(), "a string or an array of parts", value.get())
-        }),
+        _ => string(value)
+            .map(|text| Content::Text(text.into_owned()))
+            .ok_or_else(|| FieldError::wrong_type(&path(), CONTENT, value)),
     }
 }
 

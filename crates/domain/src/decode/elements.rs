@@ -6,19 +6,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::value::RawValue;
-
 use super::fault::FieldError;
-use super::fields::{Field, Fields};
+use super::fields::{Field, Fields, Inherited};
 use super::identity::{derived_element, element_of};
-use super::received::Received;
+use super::received::{Received, Said};
 use crate::action::{
     Action, ActionKind, Common, Element, Identity, SaveMessage, SaveMessages, TimeSource,
 };
 use crate::envelope::{Envelope, Resolved};
 use crate::failure::Refusal;
 use crate::ids::{ActionId, MessageId, id_text};
-use crate::json::{members, string};
+use crate::json::{array_elements, members, size_of_array, string};
 use crate::time::Timestamp;
 use crate::wire;
 
@@ -54,12 +52,13 @@ impl Extent {
     }
 
     fn of_several(body: &[u8]) -> Option<Self> {
-        let fields = Fields::merged(members(std::str::from_utf8(body).ok()?).ok()?).ok()?;
-        let messages: Vec<&RawValue> = serde_json::from_str(fields.value("messages")?).ok()?;
+        let body_text = std::str::from_utf8(body).ok()?;
+        let (elements, bytes) = size_of_array(body_text, "messages", Some("data"))?;
         // More are refused, as one action.
-        let messages = messages.len().clamp(1, MAX_ELEMENTS);
-        let inherited = bytes_of(&inherited(&fields));
-        Some(Self { messages, bytes: body.len() + inherited.saturating_mul(messages - 1) })
+        let count = elements.clamp(1, MAX_ELEMENTS);
+        // Each has what stands beside them, too.
+        let beside = body.len() - bytes;
+        Some(Self { messages: count, bytes: body.len() + beside.saturating_mul(count - 1) })
     }
 }
 
@@ -106,7 +105,7 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let sent: wire::Common<'_> = received.fields.read()?;
     let payload: wire::SaveMessages<'_> = received.fields.read()?;
     let path = received.fields.path("messages");
-    let elements = elements(payload.messages, &path)?;
+    let elements = elements(payload.messages.0, &path)?;
     if let Some(name) = OF_A_MESSAGE.into_iter().find(|name| received.fields.value(name).is_some())
     {
         let fault = format!("is a field of a message; send it in the elements of `{path}`");
@@ -118,7 +117,7 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     }
     let inherited = inherited(&received.fields);
     // Each message has a copy of them.
-    let bytes = bytes_of(&inherited);
+    let bytes = inherited.bytes();
     if bytes.saturating_mul(elements.len()) > received.context.max_body_bytes {
         let fault = format!(
             "has {} messages, and the fields of the action that count for each of them have {bytes} bytes: more than {} \
@@ -132,24 +131,45 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let mut identities =
         Identities { action: &common, action_identity: identity, equal: HashMap::new() };
     let mut times = Times { first: common.happened_at, own: None, before: None };
+    let shared = shared(received, &inherited, &common);
     let mut read = Vec::with_capacity(elements.len());
     for (position, element) in elements.into_iter().enumerate() {
-        let own = Own::of(element.get());
-        let (id, identity) = identities.of(position, element.get(), &own);
-        let resolved = Resolved {
-            id,
-            conversation: common.key.conversation.clone(),
-            timestamp: times.next(position, own.timestamp),
-            received_at: common.received_at,
-        };
-        let place = format!("{path}[{position}].");
-        let message = message(received, element.get(), &place, &inherited, &resolved);
-        let message = message.map_err(Refusal::from).map(|mut save| {
-            save.identity = identity;
-            save.common.time_source = match own.timestamp {
+        let mut resolve = |own: &Own| {
+            let (id, identity) = identities.of(position, element, own);
+            let timestamp = times.next(position, own.timestamp);
+            let (conversation, received_at) = (common.key.conversation.clone(), common.received_at);
+            let time_source = match own.timestamp {
                 Some(_) => TimeSource::Body,
                 None => common.time_source,
             };
+            (Resolved { id, conversation, timestamp, received_at }, identity, time_source)
+        };
+        if let Some(shared) = &shared
+            && let Some((said, own)) = said_alone(element)
+        {
+            let (resolved, identity, time_source) = resolve(&own);
+            let common = Common {
+                resolved_id: resolved.id.clone(),
+                happened_at: resolved.timestamp,
+                time_source,
+                ..shared.clone()
+            };
+            let message = Ok(Box::new(said.into_message(common, identity)));
+            read.push(Element { message, resolved });
+            continue;
+        }
+        let place = format!("{path}[{position}].");
+        let nested = format!("{place}data.");
+        let fields = Fields::of_element(element, [&place, &nested]);
+        let own = fields.as_ref().map(Own::of).unwrap_or_default();
+        let (resolved, identity, time_source) = resolve(&own);
+        let fields = fields.map(|fields| fields.inheriting(&inherited));
+        let message = fields.and_then(|fields| {
+            message(received, element, fields, &inherited, &resolved)
+                .map_err(|error| error.inside(&place))
+        });
+        let message = message.map_err(Refusal::from).map(|mut save| {
+            (save.identity, save.common.time_source) = (identity, time_source);
             // The action is replied to as a whole.
             (save.common.reply_to, save.common.correlation_id) = (None, None);
             Box::new(save)
@@ -172,13 +192,12 @@ pub fn elements_as_actions(
     let Some(fields) = members.and_then(|members| Fields::merged(members).ok()) else {
         return Vec::new();
     };
-    let messages = fields.value("messages").and_then(|json| serde_json::from_str(json).ok());
-    let messages: Vec<&RawValue> = messages.unwrap_or_default();
+    let messages = fields.value("messages").and_then(array_elements).unwrap_or_default();
     let inherited = inherited(&fields);
     let element = |position: usize| {
         let (element, known) = (messages.get(position)?, action.elements.get(position)?);
         let has_time = action.common.time_source == TimeSource::Body;
-        Some(as_action(element.get(), &inherited, &known.resolved, has_time))
+        Some(as_action(element, &inherited.fields, &known.resolved, has_time))
     };
     positions.into_iter().filter_map(element).collect()
 }
@@ -222,9 +241,9 @@ fn member(name: &str, value: &str) -> String {
     format!("{}:{value}", serde_json::Value::from(name))
 }
 
-fn elements<'a>(array: &'a RawValue, path: &str) -> Result<Vec<&'a RawValue>, FieldError> {
-    let elements: Vec<&RawValue> = serde_json::from_str(array.get())
-        .map_err(|_| FieldError::wrong_type(path, "an array of messages", array.get()))?;
+fn elements<'a>(array: &'a str, path: &str) -> Result<Vec<&'a str>, FieldError> {
+    let elements = array_elements(array)
+        .ok_or_else(|| FieldError::wrong_type(path, "an array of messages", array))?;
     match elements.len() {
         1..=MAX_ELEMENTS => Ok(elements),
         count => {
@@ -235,40 +254,60 @@ fn elements<'a>(array: &'a RawValue, path: &str) -> Result<Vec<&'a RawValue>, Fi
 }
 
 /// The fields of an action that its messages have, too.
-fn inherited<'a>(action: &Fields<'a>) -> Vec<Field<'a>> {
+fn inherited<'a>(action: &Fields<'a>) -> Inherited<'a> {
     let is_wanted = |name: &str| !OF_THE_ACTION.contains(&name) && !OF_A_MESSAGE.contains(&name);
     let mut fields = action.named(is_wanted);
     fields.insert(0, Field::implied("action_type", "\"conversation.save_message\""));
-    fields
+    Inherited::new(fields)
 }
 
-fn bytes_of(fields: &[Field<'_>]) -> usize {
-    fields.iter().map(|field| field.name.len() + field.value.len()).sum()
+/// What all messages have from the action. Most have nothing of it themselves.
+fn shared(action: &Received<'_>, inherited: &Inherited<'_>, of_action: &Common) -> Option<Common> {
+    let resolved = of_action.resolved();
+    let envelope = Envelope { resolved: Some(&resolved), ..Envelope::default() };
+    let (kind, context) = (ActionKind::SaveMessage, action.context);
+    let fields = Fields::inherited(inherited);
+    let mut received = Received { kind, fields, body: &[], envelope: &envelope, context };
+    let sent = received.fields.read().ok()?;
+    received.common(sent, None).ok().map(|(common, _)| common)
+}
+
+/// What an element says, if it has no fields but those of a message and its time, and all are valid.
+fn said_alone(element: &str) -> Option<(Said, Own)> {
+    const TIME: &str = "timestamp";
+    let mut fields = Fields::of_element(element, ["", "data."]).ok()?;
+    let timestamp = match fields.value(TIME) {
+        Some(time) => Some(Timestamp::parse(&string(time)?).ok()?),
+        None => None,
+    };
+    let said = Said::read(&mut fields).ok()?;
+    let is_alone = fields.unknown().all(|field| field.name == TIME);
+    let own = Own { id: said.message_id.clone(), timestamp };
+    is_alone.then_some((said, own))
 }
 
 /// An element as the action that it would be by itself.
 fn message(
     action: &Received<'_>,
     element: &str,
-    place: &str,
-    inherited: &[Field<'_>],
+    fields: Fields<'_>,
+    inherited: &Inherited<'_>,
     resolved: &Resolved,
 ) -> Result<SaveMessage, FieldError> {
-    let nested = format!("{place}data.");
-    let fields = Fields::of_element(element, [place, &nested], inherited)?;
     of_another(&fields, inherited)?;
     let envelope = Envelope { resolved: Some(resolved), ..Envelope::default() };
     let (kind, context) = (ActionKind::SaveMessage, action.context);
     let body = element.as_bytes();
     let mut received = Received { kind, fields, body, envelope: &envelope, context };
-    received.message().map_err(|error| error.inside(place))
+    received.message()
 }
 
 /// Refuses an element that names another conversation or action, or has a field of the action.
-fn of_another(fields: &Fields<'_>, inherited: &[Field<'_>]) -> Result<(), FieldError> {
+fn of_another(fields: &Fields<'_>, inherited: &Inherited<'_>) -> Result<(), FieldError> {
     for name in OF_THE_CONVERSATION.into_iter().chain(["action_type"]) {
         let Some(own) = fields.value(name) else { continue };
-        let of_action = inherited.iter().find(|field| field.name == name && field.value != "null");
+        let mut of_action = inherited.fields.iter();
+        let of_action = of_action.find(|field| field.name == name && field.value != "null");
         if of_action.is_none_or(|field| id_text(field.value) != id_text(own)) {
             let fault =
                 "differs from that of the action; send the message with an action of its own";
@@ -285,15 +324,15 @@ fn of_another(fields: &Fields<'_>, inherited: &[Field<'_>]) -> Result<(), FieldE
 }
 
 /// What an element says about its id and its time, as far as that is valid.
+#[derive(Default)]
 struct Own {
     id: Option<MessageId>,
     timestamp: Option<Timestamp>,
 }
 
 impl Own {
-    fn of(element: &str) -> Self {
-        let fields = members(element).ok().and_then(|members| Fields::merged(members).ok());
-        let value = |name: &str| fields.as_ref().and_then(|fields| fields.value(name));
+    fn of(fields: &Fields<'_>) -> Self {
+        let value = |name: &str| fields.value(name);
         let id = |name: &str| ActionId::new(id_text(value(name)?)?).ok();
         let timestamp = || Timestamp::parse(&string(value("timestamp")?)?).ok();
         Self {
@@ -387,12 +426,18 @@ mod tests {
             assert_eq!(extent.messages, messages, "{body}");
             extent.bytes - len
         };
-        let metadata = r#""metadata":{"a":"0123456789"}"#;
-        let implied = r#"action_type"conversation.save_message""#.len();
-        let each = implied + "metadata".len() + r#"{"a":"0123456789"}"#.len();
-        assert_eq!(counts(&format!(r#"{{"messages":[{{}},{{}},{{}}],{metadata}}}"#), 3), 2 * each);
-        let nested = format!(r#"{{"data":{{"mess\u0061ges":[1,2],{metadata}}}}}"#);
-        assert_eq!(counts(&nested, 2), each);
+        let metadata = r#""metadata":{"messages":[1,2],"a":"0123456789"}"#;
+        let beside = r#"{"messages":,}"#.len() + metadata.len();
+        assert_eq!(
+            counts(&format!(r#"{{"messages":[{{}},{{}},{{}}],{metadata}}}"#), 3),
+            2 * beside
+        );
+        assert_eq!(
+            counts(&format!(r#"{{{metadata}, "messages" : [{{}},{{}},{{}}]}}"#), 3),
+            2 * (beside + 3)
+        );
+        let nested = format!(r#"{{"messages":null,"data":{{"mess\u0061ges":[1,2],{metadata}}}}}"#);
+        assert_eq!(counts(&nested, 2), nested.len() - "[1,2]".len());
         assert_eq!(counts(r#"{"content":"messages"}"#, 1), 0);
         assert_eq!(counts(r#"{"messages":[]}"#, 1), 0);
         assert_eq!(counts(r#"{"messages":7}"#, 1), 0);

@@ -4,7 +4,6 @@
 //! and stay byte for byte as they were sent, and every error names its field.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
@@ -22,6 +21,30 @@ pub(super) struct Field<'a> {
     place: &'a str,
     /// Whether a struct has asked for it.
     known: bool,
+}
+
+/// The fields of an action that its messages have, too.
+pub(super) struct Inherited<'a> {
+    /// In the order in which they were sent.
+    pub(super) fields: Vec<Field<'a>>,
+    sorted_names: Vec<Cow<'a, str>>,
+}
+
+impl<'a> Inherited<'a> {
+    pub(super) fn new(fields: Vec<Field<'a>>) -> Self {
+        let mut sorted_names: Vec<_> = fields.iter().map(|field| field.name.clone()).collect();
+        sorted_names.sort_unstable();
+        Self { fields, sorted_names }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.sorted_names.binary_search_by(|own| (**own).cmp(name)).is_ok()
+    }
+
+    /// The bytes of their names and values.
+    pub(super) fn bytes(&self) -> usize {
+        self.fields.iter().map(|field| field.name.len() + field.value.len()).sum()
+    }
 }
 
 /// Whether two values are equal as JSON.
@@ -83,28 +106,51 @@ impl<'a> Fields<'a> {
         Self(fields).settled()
     }
 
-    /// The fields of an element of an array: its own, and those of `action` that it does not have. The places are the
-    /// beginnings of the paths of its own fields and of those under its `data`.
+    /// The fields of an element of an array. The places are the beginnings of the paths of its fields and of those under
+    /// its `data`.
     pub(super) fn of_element(
         element: &'a str,
         [top, nested]: [&'a str; 2],
-        action: &[Field<'a>],
     ) -> Result<Self, FieldError> {
         let path = top.trim_end_matches('.');
         let own =
             members(element).map_err(|_| FieldError::wrong_type(path, "an object", element))?;
-        let mut fields = Self::merged_at(own, top, nested)?;
-        let of_action: HashSet<&str> = action.iter().map(|field| &*field.name).collect();
-        fields.0.retain(|field| !(field.is_null() && of_action.contains(&*field.name)));
-        let own: HashSet<String> = fields.0.iter().map(|field| field.name.to_string()).collect();
-        let inherited = action.iter().filter(|field| !own.contains(&*field.name));
-        fields.0.extend(inherited.map(|field| Field { known: false, ..field.clone() }));
-        Ok(fields)
+        Self::merged_at(own, top, nested)
     }
 
-    /// Those that `is_wanted` by their name.
+    /// The fields that the messages of an action have from it.
+    pub(super) fn inherited(action: &Inherited<'a>) -> Self {
+        Self(action.fields.clone())
+    }
+
+    /// With the fields of the action that it does not have itself.
+    pub(super) fn inheriting(mut self, action: &Inherited<'a>) -> Self {
+        /// So many names are compared faster one by one.
+        const FEW: usize = 16;
+        self.0.retain(|field| !(field.is_null() && action.has(&field.name)));
+        let mut sorted = Vec::new();
+        if self.0.len() > FEW {
+            sorted.extend(self.0.iter().map(|field| field.name.clone()));
+            sorted.sort_unstable();
+        }
+        let own = self.0.len();
+        self.0.reserve(action.fields.len());
+        for field in &action.fields {
+            let is_own = match sorted.is_empty() {
+                true => self.0[..own].iter().any(|it| it.name == field.name),
+                false => sorted.binary_search(&field.name).is_ok(),
+            };
+            if !is_own {
+                self.0.push(field.clone());
+            }
+        }
+        self
+    }
+
+    /// Those that `is_wanted` by their name, as not yet known.
     pub(super) fn named(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Field<'a>> {
-        self.0.iter().filter(|field| is_wanted(&field.name)).cloned().collect()
+        let wanted = self.0.iter().filter(|field| is_wanted(&field.name));
+        wanted.map(|field| Field { known: false, ..field.clone() }).collect()
     }
 
     /// Reads a struct from the fields that it declares.

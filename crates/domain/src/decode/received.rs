@@ -9,7 +9,8 @@ use super::metadata;
 use crate::action::{ActionKind, Common, ConversationSource, Identity, SaveMessage};
 use crate::envelope::Envelope;
 use crate::ids::{ConversationKey, MessageId};
-use crate::message::{Details, Message};
+use crate::json::Json;
+use crate::message::{Content, Details, Message, Role};
 use crate::wire;
 
 pub(super) struct Received<'a> {
@@ -20,61 +21,101 @@ pub(super) struct Received<'a> {
     pub(super) context: &'a DecodeContext<'a>,
 }
 
-impl<'a> Received<'a> {
-    /// A message, with the fields of its action.
-    pub(super) fn message(&mut self) -> Result<SaveMessage, FieldError> {
-        let sent: wire::Common<'a> = self.fields.read()?;
-        let payload: wire::SaveMessage<'a> = self.fields.read()?;
+/// What a message says itself.
+pub(super) struct Said {
+    role: Role,
+    content: Content,
+    instead_of_content: Option<Json>,
+    pub(super) message_id: Option<MessageId>,
+    tool_calls: Option<Json>,
+    tool_call_id: Option<String>,
+    tokens_estimate: Option<i64>,
+    processing_time_ms: Option<f64>,
+    details: Details,
+}
+
+impl Said {
+    /// Read from the fields of a message.
+    pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, FieldError> {
+        let payload: wire::SaveMessage<'_> = fields.read()?;
         let tool_calls = payload.tool_calls.map(wire::JsonArray::into_json);
         let (content, instead_of_content) = match payload.content {
-            Some(value) => (content::read(value, || self.fields.path("content"))?, None),
+            Some(wire::Sent(value)) => (content::read(value, || fields.path("content"))?, None),
             None => (
-                content::absent(payload.role, tool_calls.as_ref(), &self.fields)?,
-                content::instead(tool_calls.as_ref(), &self.fields),
+                content::absent(payload.role, tool_calls.as_ref(), fields)?,
+                content::instead(tool_calls.as_ref(), fields),
             ),
         };
         let details = Details {
             item: payload.item,
-            usage: self
-                .fitting("usage", payload.usage, |usage| usage.as_str().len())
+            usage: fitting(fields, "usage", payload.usage, |usage| usage.as_str().len())
                 .map(wire::JsonObject::into_json),
-            finish_reason: self.fitting("finish_reason", payload.finish_reason, String::len),
-            response_id: self.fitting("response_id", payload.response_id, String::len),
-            parent_message_id: self.fitting("parent_message_id", payload.parent_message_id, |_| 0),
-            context_hash: self.fitting("context_hash", payload.context_hash, String::len),
+            finish_reason: fitting(fields, "finish_reason", payload.finish_reason, String::len),
+            response_id: fitting(fields, "response_id", payload.response_id, String::len),
+            parent_message_id: fitting(
+                fields,
+                "parent_message_id",
+                payload.parent_message_id,
+                |_| 0,
+            ),
+            context_hash: fitting(fields, "context_hash", payload.context_hash, String::len),
         };
-        let (mut common, identity) = self.common(sent, payload.message_id.as_ref())?;
-        let message = Message {
-            id: common.resolved_id.clone(),
+        Ok(Self {
             role: payload.role,
             content,
+            instead_of_content,
+            message_id: payload.message_id,
             tool_calls,
             tool_call_id: payload.tool_call_id,
             tokens_estimate: payload.tokens_estimate.map(wire::Integer::get),
+            processing_time_ms: payload.processing_time_ms.map(wire::Amount::get),
+            details,
+        })
+    }
+
+    /// The message, with the fields of its action.
+    pub(super) fn into_message(self, mut common: Common, identity: Identity) -> SaveMessage {
+        let message = Message {
+            id: common.resolved_id.clone(),
+            role: self.role,
+            content: self.content,
+            tool_calls: self.tool_calls,
+            tool_call_id: self.tool_call_id,
+            tokens_estimate: self.tokens_estimate,
             user_id: common.user_id.clone(),
             agent_id: common.agent_id.clone(),
             model_name: common.model_name.clone(),
-            processing_time_ms: payload.processing_time_ms.map(wire::Amount::get),
+            processing_time_ms: self.processing_time_ms,
             created_at: common.happened_at,
             received_at: common.received_at,
             metadata: common.metadata.take(),
-            details: details.boxed(),
+            details: self.details.boxed(),
         };
-        Ok(SaveMessage { common, message, identity, instead_of_content })
+        SaveMessage { common, message, identity, instead_of_content: self.instead_of_content }
     }
+}
 
-    /// The value of a field, if it has its type and is not too long; else the field is an unknown one.
-    fn fitting<T>(
-        &mut self,
-        name: &str,
-        sent: Option<wire::Fitting<T>>,
-        bytes: impl Fn(&T) -> usize,
-    ) -> Option<T> {
-        let value = sent?.get().filter(|value| bytes(value) <= wire::MAX_DETAIL_BYTES);
-        if value.is_none() {
-            self.fields.forget(&[name]);
-        }
-        value
+/// The value of a field, if it has its type and is not too long; else the field is an unknown one.
+fn fitting<T>(
+    fields: &mut Fields<'_>,
+    name: &str,
+    sent: Option<wire::Fitting<T>>,
+    bytes: impl Fn(&T) -> usize,
+) -> Option<T> {
+    let value = sent?.get().filter(|value| bytes(value) <= wire::MAX_DETAIL_BYTES);
+    if value.is_none() {
+        fields.forget(&[name]);
+    }
+    value
+}
+
+impl<'a> Received<'a> {
+    /// A message, with the fields of its action.
+    pub(super) fn message(&mut self) -> Result<SaveMessage, FieldError> {
+        let sent: wire::Common<'a> = self.fields.read()?;
+        let said = Said::read(&mut self.fields)?;
+        let (common, identity) = self.common(sent, said.message_id.as_ref())?;
+        Ok(said.into_message(common, identity))
     }
 
     /// The fields of every action, and those of this one.

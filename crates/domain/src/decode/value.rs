@@ -12,6 +12,7 @@ use serde_json::Error;
 
 use crate::ids::{ID, STRING_OR_INTEGER, id_text};
 use crate::json::{is_empty_array, string};
+use crate::wire::SENT;
 
 /// The text of a value, as a deserializer.
 pub(super) struct Value<'f, 'de> {
@@ -62,6 +63,9 @@ impl<'de> Deserializer<'de> for Value<'_, 'de> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Error> {
+        if name == SENT {
+            return visitor.visit_borrowed_str(self.text);
+        }
         if name != ID {
             return serde_json::Deserializer::from_str(self.text)
                 .deserialize_newtype_struct(name, visitor);

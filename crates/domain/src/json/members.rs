@@ -85,6 +85,61 @@ fn members_by_serde_json(text: &str) -> Result<Vec<Member<'_>>, serde_json::Erro
     Ok(members)
 }
 
+/// The number of elements and of bytes of the array `name` of a text that looks like one object; if it has none, of the
+/// array of its object `within`. As in [`wanted_members`] no value is checked.
+pub(crate) fn size_of_array(
+    text: &str,
+    name: &str,
+    within: Option<&str>,
+) -> Option<(usize, usize)> {
+    let mut tokens = tokens(text);
+    let mut nested = None;
+    tokens.pass(b'{')?;
+    while tokens.pass(b'}').is_none() {
+        let key = tokens.next().filter(|key| key.first() == b'"')?.text;
+        tokens.pass(b':')?;
+        // Most names have no escapes.
+        let is = |wanted: &str| {
+            key.get(1..key.len() - 1) == Some(wanted)
+                || key.contains('\\') && string(key).as_deref() == Some(wanted)
+        };
+        let rest = tokens.rest()?;
+        if rest.starts_with('[') && is(name) {
+            let mut elements = 0;
+            tokens.pass(b'[')?;
+            while tokens.pass(b']').is_none() {
+                tokens.value()?;
+                elements += 1;
+                tokens.pass(b',');
+            }
+            return Some((elements, rest.len() - tokens.rest().map_or(0, str::len)));
+        }
+        let value = tokens.value()?;
+        if within.is_some_and(is) {
+            nested = Some(value);
+        }
+        tokens.pass(b',');
+    }
+    size_of_array(nested?, name, None)
+}
+
+/// The elements of a text that is one array of valid JSON, as they are written. `None` if it is no array.
+pub(crate) fn array_elements(text: &str) -> Option<Vec<&str>> {
+    let mut tokens = tokens(text);
+    let mut elements = Vec::new();
+    tokens.pass(b'[')?;
+    if tokens.pass(b']').is_none() {
+        loop {
+            elements.push(tokens.value()?);
+            if tokens.pass(b',').is_none() {
+                break;
+            }
+        }
+        tokens.pass(b']')?;
+    }
+    tokens.is_at_end().then_some(elements)
+}
+
 /// The members that are wanted, of a text that looks like one object. Only its brackets and strings are followed, and no
 /// value is checked. So this needs no more memory than what it returns, whatever the text is: of each wanted name the
 /// first member and, if that is null, the first one that is not. `None` if it does not look like one object.

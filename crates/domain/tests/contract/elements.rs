@@ -1,10 +1,10 @@
 //! The messages of `conversation.save_messages`.
 
 use domain::action::{Action, Identity, SaveMessages, TimeSource};
-use domain::decode::elements_as_actions;
+use domain::decode::{Grouping, elements_as_actions};
 use domain::envelope::Envelope;
 use domain::failure::Refusal;
-use domain::message::Content;
+use domain::message::{Content, Message};
 use fixtures::{decoded, decoded_with, received_at};
 use serde_json::{Value, json};
 
@@ -167,5 +167,62 @@ fn an_action_has_1_to_100_messages_and_no_fields_of_a_message() {
         let refusal = action.elements[0].message.as_ref().expect_err(name);
         assert_eq!(refusal.field.as_deref(), Some(&*format!("messages[0].{name}")));
         assert!(refusal.detail.contains("an action of its own"), "{refusal}");
+    }
+}
+
+#[test]
+fn a_message_among_several_is_the_one_that_it_is_by_itself() {
+    let examples =
+        fixtures::examples::ACTIONS.iter().map(|example| example.body.as_bytes().to_vec());
+    let bodies = examples.chain(fixtures::shapes::shapes().into_iter().map(|shape| shape.body));
+    let mut grouped = 0;
+    for body in bodies {
+        let Ok(text) = String::from_utf8(body.clone()) else { continue };
+        let Ok(Action::SaveMessage(alone)) = decoded(&text) else { continue };
+        let mut grouping = Grouping::of(&alone, 1 << 20);
+        if !grouping.add(&body, &alone) {
+            let wants_a_reply =
+                alone.common.reply_to.is_some() || alone.common.correlation_id.is_some();
+            assert!(wants_a_reply, "{text}");
+            continue;
+        }
+        assert!(grouping.add(&body, &alone));
+        grouped += 1;
+        let action = String::from_utf8(grouping.into_body()).expect("UTF-8");
+        let action = several(&action).expect("an action");
+        assert_eq!(action.common.key, alone.common.key);
+        for (position, element) in action.elements.iter().enumerate() {
+            let message = element.message.as_ref().expect("a message");
+            assert_eq!(message.body_hash(), alone.body_hash(), "{text}");
+            let alone = Message {
+                created_at: alone.message.created_at.later_by(position),
+                ..alone.message.clone()
+            };
+            let message = &message.message;
+            if alone.id == message.id {
+                assert_eq!(*message, alone, "{text}");
+            }
+        }
+    }
+    assert!(grouped > 30, "{grouped}");
+}
+
+#[test]
+fn an_action_is_full_with_100_messages_or_its_bytes() {
+    let body = json!({
+        "action_type": "conversation.save_message", "tenant_id": "t", "session_id": "s",
+        "role": "user", "content": "hi", "message_id": "m",
+    })
+    .to_string();
+    let Ok(Action::SaveMessage(message)) = decoded(&body) else { panic!("a message") };
+    let mut full = Grouping::of(&message, 1 << 20);
+    let added = (0..150).filter(|_| full.add(body.as_bytes(), &message)).count();
+    assert_eq!((added, full.messages()), (100, 100));
+    let bytes = full.into_body().len();
+    for (limit, most) in [(bytes, 100), (bytes - 1, 99)] {
+        let mut limited = Grouping::of(&message, limit);
+        while limited.add(body.as_bytes(), &message) {}
+        assert_eq!(limited.messages(), most);
+        assert!(limited.into_body().len() <= limit);
     }
 }

@@ -72,8 +72,10 @@ impl Handler for MessageHandler {
     }
 
     async fn handle(&self, saves: &[Save]) -> Result<Vec<Handled>, Unavailable> {
-        let messages: Vec<ToSave<'_>> =
-            saves.iter().enumerate().flat_map(|(unit, save)| to_save(unit, save)).collect();
+        let mut messages: Vec<ToSave<'_>> = Vec::with_capacity(saves.len());
+        for (unit, save) in saves.iter().enumerate() {
+            add_messages(&mut messages, unit, save);
+        }
         let mut outcomes = self.saver.save_units(&messages).await?.into_iter();
         let handled = saves.iter().map(|save| match save {
             Save::One(save) => match outcomes.next() {
@@ -95,11 +97,11 @@ impl Handler for MessageHandler {
     }
 }
 
-/// The messages of an action.
-fn to_save(unit: usize, save: &Save) -> Vec<ToSave<'_>> {
+/// Adds the messages of an action.
+fn add_messages<'a>(messages: &mut Vec<ToSave<'a>>, unit: usize, save: &'a Save) {
     match save {
         Save::One(message) => {
-            vec![ToSave { message, unit, atomic: false, after_receipt: None }]
+            messages.push(ToSave { message, unit, atomic: false, after_receipt: None });
         }
         Save::Several(action, _) => {
             let good = action.elements.iter().enumerate();
@@ -110,7 +112,7 @@ fn to_save(unit: usize, save: &Save) -> Vec<ToSave<'_>> {
                 atomic: action.atomic,
                 after_receipt: action.is_by_receipt(position).then_some(position),
             };
-            good.map(to_save).collect()
+            messages.extend(good.map(to_save));
         }
     }
 }

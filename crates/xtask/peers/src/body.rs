@@ -17,6 +17,9 @@ pub(crate) struct Shape {
     /// The name of the run, which is part of its conversation and message ids
     #[arg(long, default_value = "bench")]
     pub(crate) run: RunName,
+    /// Messages in each action: more than one are `conversation.save_messages`
+    #[arg(long, default_value_t = 1)]
+    pub(crate) batch: u64,
 }
 
 /// The name of a run: at most 8 characters, so that a message id has 36.
@@ -85,17 +88,51 @@ impl Shape {
     /// All before the content.
     fn beginning(&self, action_type: &str, n: u64) -> String {
         let (run, conversation) = (self.run, n % self.conversations);
-        let role = if (n / self.conversations).is_multiple_of(2) { "user" } else { "assistant" };
-        let (second, micros) = (n / 1_000_000 % 60, n % 1_000_000);
         format!(
             "{{\"action_type\":\"{action_type}\",\"tenant_id\":\"tenant-{:02}\",\
              \"session_id\":\"session-{run}-{conversation:08}\",\
-             \"conversation_id\":\"conversation-{run}-{conversation:08}\",\"message_id\":\"{}\",\
-             \"timestamp\":\"2026-11-20T10:00:{second:02}.{micros:06}Z\",\"user_id\":\"user-{conversation:08}\",\
-             \"agent_id\":\"agent-{:02}\",\"role\":\"{role}\",\"content\":",
+             \"conversation_id\":\"conversation-{run}-{conversation:08}\",\"user_id\":\"user-{conversation:08}\",\
+             \"agent_id\":\"agent-{:02}\",{},\"content\":",
             conversation % 7,
-            self.message_id(n),
             conversation % 11,
+            self.own_fields(n),
+        )
+    }
+
+    /// The body of action `n`: as many messages as [`batch`](Self::batch) says, with the contents that single ones have.
+    pub(crate) fn action(&self, n: u64) -> String {
+        if self.batch == 1 {
+            return self.body(n);
+        }
+        let (run, conversation) = (self.run, n % self.conversations);
+        let mut body = format!(
+            "{{\"action_type\":\"conversation.save_messages\",\"tenant_id\":\"tenant-{:02}\",\
+             \"session_id\":\"session-{run}-{conversation:08}\",\
+             \"conversation_id\":\"conversation-{run}-{conversation:08}\",\"user_id\":\"user-{conversation:08}\",\
+             \"agent_id\":\"agent-{:02}\",\"messages\":[",
+            conversation % 7,
+            conversation % 11,
+        );
+        let first = n / self.conversations * self.batch * self.conversations + conversation;
+        for n in (0..self.batch).map(|position| first + position * self.conversations) {
+            let alone = self.beginning("conversation.save_message", n).len() + 3;
+            let content = TEXT.chars().cycle().take(self.body_bytes.saturating_sub(alone));
+            body.push_str(&format!("{{{},\"content\":\"", self.own_fields(n)));
+            body.extend(content);
+            body.push_str("\"},");
+        }
+        body.pop();
+        body.push_str("]}");
+        body
+    }
+
+    /// Id, time and role of message `n`.
+    fn own_fields(&self, n: u64) -> String {
+        let role = if (n / self.conversations).is_multiple_of(2) { "user" } else { "assistant" };
+        let (second, micros) = (n / 1_000_000 % 60, n % 1_000_000);
+        format!(
+            "\"message_id\":\"{}\",\"timestamp\":\"2026-11-20T10:00:{second:02}.{micros:06}Z\",\"role\":\"{role}\"",
+            self.message_id(n),
         )
     }
 
@@ -118,13 +155,23 @@ mod tests {
 
     #[test]
     fn a_body_is_json_of_the_requested_size() {
-        let shape = Shape { conversations: 500, body_bytes: 515, run: "r1".parse().unwrap() };
+        let shape =
+            Shape { conversations: 500, body_bytes: 515, run: "r1".parse().unwrap(), batch: 1 };
         for n in [0, 1, 499, 500, 99_999_999] {
             let body = shape.body(n);
             assert_eq!(body.len(), 515);
             let json: serde_json::Value = serde_json::from_str(&body).unwrap();
             assert_eq!(json["message_id"].as_str().unwrap().len(), 36);
         }
+        let batch = Shape { batch: 8, conversations: 3, ..shape };
+        let mut ids = std::collections::HashSet::new();
+        for n in 0..6 {
+            let json: serde_json::Value = serde_json::from_str(&batch.action(n)).unwrap();
+            let messages = json["messages"].as_array().unwrap();
+            ids.extend(messages.iter().map(|it| it["message_id"].to_string()));
+        }
+        let all = (0..48).map(|n| format!("{:?}", batch.message_id(n))).collect();
+        assert_eq!(ids, all, "actions have the messages that single ones have");
         for body_bytes in [514, 515] {
             let array = Shape { body_bytes, ..shape }.array("conversation.session_opened", 7);
             let json: serde_json::Value = serde_json::from_str(&array).unwrap();

@@ -13,7 +13,7 @@ use lapin::{Channel, Connection, ConnectionProperties, Consumer};
 const QUEUE: &str = "conversation.save_message";
 
 /// Maximum number of messages in a batch, as the worker's default.
-pub(crate) const BATCH: usize = 500;
+const BATCH: usize = 500;
 
 /// Maximum number of batches in flight, as the worker's default.
 pub(crate) const IN_FLIGHT: usize = 4;
@@ -24,17 +24,41 @@ pub(crate) async fn connect(url: &str) -> Result<(Connection, Channel)> {
     Ok((connection, channel))
 }
 
+/// How many messages a delivery has.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Deliveries {
+    /// Messages in each delivery
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+}
+
+impl Deliveries {
+    /// The messages of each.
+    pub(crate) fn batch(self) -> usize {
+        self.batch
+    }
+
+    /// The deliveries of a full batch.
+    pub(crate) fn of_a_batch(self) -> usize {
+        (BATCH / self.batch).max(1)
+    }
+}
+
 /// Starts a consumer with a prefetch of one batch more than are in flight.
-pub(crate) async fn consume(channel: &Channel) -> Result<Consumer> {
-    let prefetch = u16::try_from(BATCH * (IN_FLIGHT + 1))?;
+pub(crate) async fn consume(channel: &Channel, deliveries: Deliveries) -> Result<Consumer> {
+    let prefetch = u16::try_from(deliveries.of_a_batch() * (IN_FLIGHT + 1))?;
     channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions::default();
     Ok(channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await?)
 }
 
 /// Adds the deliveries that have already arrived, up to a full batch.
-pub(crate) fn drain_ready(stream: &mut Consumer, batch: &mut Vec<Delivery>) -> Result<()> {
-    while batch.len() < BATCH {
+pub(crate) fn drain_ready(
+    stream: &mut Consumer,
+    batch: &mut Vec<Delivery>,
+    deliveries: Deliveries,
+) -> Result<()> {
+    while batch.len() < deliveries.of_a_batch() {
         let Some(Some(delivery)) = stream.next().now_or_never() else { break };
         batch.push(delivery?);
     }
@@ -42,16 +66,22 @@ pub(crate) fn drain_ready(stream: &mut Consumer, batch: &mut Vec<Delivery>) -> R
 }
 
 /// The number of acknowledged messages; each change is printed to standard output.
-#[derive(Default)]
-pub(crate) struct Acknowledged(u64);
+pub(crate) struct Acknowledged {
+    deliveries: Deliveries,
+    messages: usize,
+}
 
 impl Acknowledged {
+    pub(crate) fn of(deliveries: Deliveries) -> Self {
+        Self { deliveries, messages: 0 }
+    }
+
     /// Acknowledges all deliveries up to the last one of a batch.
     pub(crate) async fn up_to_last_of(&mut self, batch: &[Delivery]) -> Result<()> {
         if let Some(last) = batch.last() {
             last.acker.ack(BasicAckOptions { multiple: true }).await?;
-            self.0 += batch.len() as u64;
-            writeln!(std::io::stdout(), "acknowledged {}", self.0)?;
+            self.messages += batch.len() * self.deliveries.batch;
+            writeln!(std::io::stdout(), "acknowledged {}", self.messages)?;
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use sqlx::{Connection as _, PgConnection, Postgres};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use crate::broker::{Acknowledged, BATCH, IN_FLIGHT, connect, consume, drain_ready};
+use crate::broker::{Acknowledged, Deliveries, IN_FLIGHT, connect, consume, drain_ready};
 use crate::masters::Masters;
 
 /// How long an incomplete batch waits while others are in flight, as the worker's default.
@@ -35,6 +35,45 @@ pub(crate) struct Servers {
     /// PostgreSQL
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: String,
+    #[command(flatten)]
+    deliveries: Deliveries,
+}
+
+/// Several messages, with what they have in common.
+#[derive(Deserialize)]
+struct Several<'a> {
+    tenant_id: &'a str,
+    conversation_id: &'a str,
+    session_id: &'a str,
+    user_id: Option<&'a str>,
+    agent_id: Option<&'a str>,
+    #[serde(borrow)]
+    messages: Vec<Element<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Element<'a> {
+    message_id: &'a str,
+    timestamp: DateTime<Utc>,
+    role: &'a str,
+    content: &'a str,
+}
+
+impl<'a> Several<'a> {
+    fn actions(self) -> impl Iterator<Item = Action<'a>> {
+        let Self { tenant_id, conversation_id, session_id, user_id, agent_id, messages } = self;
+        messages.into_iter().map(move |Element { message_id, timestamp, role, content }| Action {
+            tenant_id,
+            conversation_id,
+            session_id,
+            message_id,
+            timestamp,
+            role,
+            content,
+            user_id,
+            agent_id,
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -53,16 +92,17 @@ struct Action<'a> {
 pub(crate) async fn run(amqp_url: &str, servers: &Servers) -> Result<()> {
     let saver = Arc::new(Saver::open(servers).await?);
     let (_connection, channel) = connect(amqp_url).await?;
-    let mut stream = consume(&channel).await?;
-    let mut acknowledged = Acknowledged::default();
+    let deliveries = servers.deliveries;
+    let mut stream = consume(&channel, deliveries).await?;
+    let mut acknowledged = Acknowledged::of(deliveries);
     let mut in_flight = FuturesOrdered::new();
     let (mut batch, mut due) = (Vec::new(), Instant::now());
     loop {
         if batch.is_empty() {
             due = Instant::now() + LINGER;
         }
-        drain_ready(&mut stream, &mut batch)?;
-        let (full, room) = (batch.len() == BATCH, in_flight.len() < IN_FLIGHT);
+        drain_ready(&mut stream, &mut batch, deliveries)?;
+        let (full, room) = (batch.len() == deliveries.of_a_batch(), in_flight.len() < IN_FLIGHT);
         let waited = !batch.is_empty() && (in_flight.is_empty() || Instant::now() >= due);
         if room && (full || waited) {
             let (saver, batch) = (saver.clone(), std::mem::take(&mut batch));
@@ -86,6 +126,7 @@ pub(crate) async fn run(amqp_url: &str, servers: &Servers) -> Result<()> {
 struct Saver {
     postgresql: Mutex<Vec<PgConnection>>,
     redis: Masters,
+    deliveries: Deliveries,
 }
 
 impl Saver {
@@ -95,13 +136,18 @@ impl Saver {
             postgresql.push(PgConnection::connect(&servers.database_url).await?);
         }
         let redis = Masters::open(&servers.redis_url).await?;
-        Ok(Self { postgresql: Mutex::new(postgresql), redis })
+        Ok(Self { postgresql: Mutex::new(postgresql), redis, deliveries: servers.deliveries })
     }
 
     async fn save(&self, batch: Vec<Delivery>) -> Result<Vec<Delivery>> {
-        let mut actions: Vec<Action<'_>> = Vec::with_capacity(batch.len());
+        let mut actions: Vec<Action<'_>> =
+            Vec::with_capacity(batch.len() * self.deliveries.batch());
         for delivery in &batch {
-            actions.push(serde_json::from_slice(&delivery.data)?);
+            if self.deliveries.batch() == 1 {
+                actions.push(serde_json::from_slice(&delivery.data)?);
+            } else {
+                actions.extend(serde_json::from_slice::<Several<'_>>(&delivery.data)?.actions());
+            }
         }
         actions.sort_unstable_by_key(|a| (a.tenant_id, a.conversation_id, a.message_id));
         let mut connection =

@@ -17,6 +17,7 @@ use crate::broker::connect;
 
 const EXCHANGE: &str = "domain.actions";
 const SAVE: &str = "conversation.save_message";
+const SEVERAL: &str = "conversation.save_messages";
 const CLOSE: &str = "conversation.session_closed";
 
 /// Maximum number of unconfirmed publishes.
@@ -57,14 +58,19 @@ pub(crate) struct Steady {
 pub(crate) async fn preload(amqp_url: &str, preload: &Preload) -> Result<()> {
     let (_connection, channel) = confirming(amqp_url).await?;
     let mut confirms = FuturesUnordered::new();
-    for n in preload.from..preload.from + preload.count {
+    let batch = if preload.close { 1 } else { preload.shape.batch };
+    if !preload.count.is_multiple_of(batch) {
+        bail!("--count {} is no multiple of --batch {batch}", preload.count);
+    }
+    let (from, count) = (preload.from / batch, preload.count / batch);
+    for n in from..from + count {
         if confirms.len() == WINDOW {
             confirms.next().await.transpose()?;
         }
         let (key, body) = if preload.close {
             (CLOSE, preload.shape.close(n))
         } else {
-            (SAVE, preload.shape.body(n))
+            (if batch == 1 { SAVE } else { SEVERAL }, preload.shape.action(n))
         };
         confirms.push(publish(&channel, key, body));
     }

@@ -38,7 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Baseline: consume and acknowledge
-    Null,
+    Null(broker::Deliveries),
     /// Baseline: consume, parse, store in PostgreSQL, store in Redis, acknowledge
     Ideal(ideal::Servers),
     /// Publish messages as fast as they are confirmed
@@ -69,7 +69,7 @@ async fn main() -> Result<()> {
 
 async fn run(Cli { amqp_url, role }: Cli) -> Result<()> {
     match role {
-        Role::Null => null::run(&amqp_url).await,
+        Role::Null(deliveries) => null::run(&amqp_url, deliveries).await,
         Role::Ideal(servers) => ideal::run(&amqp_url, &servers).await,
         Role::Preload(preload) => load::preload(&amqp_url, &preload).await,
         Role::Steady { load, out } => load::steady(&amqp_url, &load, &out).await,

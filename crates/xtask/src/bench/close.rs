@@ -110,10 +110,16 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 
 async fn run_round(environment: &Environment, options: &Options) -> Result<Round> {
     let Options { conversations, messages, rate, .. } = *options;
-    let load = |messages, conversations| Load { messages, conversations, body_bytes: 515, from: 0 };
+    let load = |messages, conversations| Load {
+        messages,
+        conversations,
+        body_bytes: 515,
+        from: 0,
+        batch: 1,
+    };
     let closed_load = load(conversations * messages, conversations);
     environment.clear().await?;
-    let save_workers = [Program::Worker.start(environment)?];
+    let save_workers = [Program::Worker.start(environment, 1)?];
     environment.preload(&closed_load).await?;
     acknowledged(environment, &save_workers, closed_load.messages).await?;
     let grace = format!("{}s", GRACE.as_secs());

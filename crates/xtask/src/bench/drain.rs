@@ -76,7 +76,7 @@ pub(crate) async fn drain(
     let wal = wal_position(environment).await?;
     let mut running = Vec::new();
     for _ in 0..replicas {
-        running.push(program.start(environment)?);
+        running.push(program.start(environment, load.batch)?);
     }
     // The measurement begins after the start, whose cost does not depend on the number of messages.
     let all_began = |each: &[u64]| each.iter().all(|count| *count > 0);

@@ -46,6 +46,9 @@ pub(crate) struct Load {
     /// The number of the first message
     #[arg(skip)]
     pub(crate) from: u64,
+    /// The messages of each action
+    #[arg(skip = 1_u64)]
+    pub(crate) batch: u64,
 }
 
 /// Messages of one kind, for one queue.
@@ -244,9 +247,13 @@ fn password_and_port(url: &str) -> Option<(&str, &str)> {
 
 impl Load {
     /// The arguments for `bench-peers` that describe the messages.
-    pub(crate) fn shape(&self) -> [String; 4] {
-        let Self { conversations, body_bytes, .. } = self;
-        let (conversations, body_bytes) = (conversations.to_string(), body_bytes.to_string());
-        ["--conversations".to_owned(), conversations, "--body-bytes".to_owned(), body_bytes]
+    pub(crate) fn shape(&self) -> Vec<String> {
+        let Self { conversations, batch, .. } = self;
+        let values = [
+            ("--conversations", conversations.to_string()),
+            ("--body-bytes", self.body_bytes.to_string()),
+            ("--batch", batch.to_string()),
+        ];
+        values.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
     }
 }

@@ -36,7 +36,7 @@ pub(crate) async fn instructions(
 ) -> Result<f64> {
     let mut counted = Vec::new();
     for messages in RUNS {
-        let load = Load { messages, ..*load };
+        let load = Load { messages: messages.next_multiple_of(load.batch), ..*load };
         environment.clear().await?;
         environment.preload(&load).await?;
         counted.push(count(environment, program, &load).await?);
@@ -54,7 +54,10 @@ async fn count(environment: &Environment, program: Program, load: &Load) -> Resu
         Program::Worker => ["message-save-worker", ""],
         Program::Null | Program::Ideal => ["bench-peers", program.as_str()],
     };
-    command.arg(environment.fleet.program(binary)).args(Some(role).filter(|role| !role.is_empty()));
+    command.arg(environment.fleet.program(binary));
+    if !role.is_empty() {
+        command.args([role, "--batch", &load.batch.to_string()]);
+    }
     command.env("VERBATIM_LISTEN", "127.0.0.1:0");
     let process = Process::spawn("callgrind", &mut command, &log)?;
     let running = RunningProgram::Baseline(process);

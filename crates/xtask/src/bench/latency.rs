@@ -101,10 +101,10 @@ async fn measure(
     options: &Options,
 ) -> Result<Measured> {
     let Options { seconds, conversations, body_bytes, .. } = *options;
-    let load = |messages| Load { messages, conversations, body_bytes, from: 0 };
+    let load = |messages| Load { messages, conversations, body_bytes, from: 0, batch: 1 };
     environment.clear().await?;
     environment.settle().await?;
-    let running = [program.start(environment)?];
+    let running = [program.start(environment, 1)?];
     environment.preload(&load(WARM_UP)).await?;
     acknowledged(environment, &running, WARM_UP).await?;
     let steady = Steady::start(environment, "steady00", rate, &load(rate * seconds)).await?;

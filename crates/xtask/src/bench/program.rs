@@ -28,7 +28,8 @@ pub(crate) enum Program {
 #[derive(Debug)]
 pub(crate) enum RunningProgram {
     Baseline(Process),
-    Worker(Worker),
+    /// And the messages of each delivery.
+    Worker(Worker, u64),
 }
 
 impl Program {
@@ -45,11 +46,17 @@ impl Program {
         self != Self::Null
     }
 
-    pub(crate) fn start(self, environment: &Environment) -> Result<RunningProgram> {
+    /// Starts it, for deliveries of so many messages.
+    pub(crate) fn start(self, environment: &Environment, batch: u64) -> Result<RunningProgram> {
         Ok(match self {
-            Self::Worker => RunningProgram::Worker(environment.fleet.start("message-save-worker")?),
+            Self::Worker => {
+                RunningProgram::Worker(environment.fleet.start("message-save-worker")?, batch)
+            }
             Self::Null | Self::Ideal => {
-                RunningProgram::Baseline(environment.peer(self.as_str(), |_| {})?)
+                let peer = environment.peer(self.as_str(), |command| {
+                    command.args(["--batch", &batch.to_string()]);
+                });
+                RunningProgram::Baseline(peer?)
             }
         })
     }
@@ -65,7 +72,7 @@ impl RunningProgram {
     pub(crate) fn pid(&self) -> u32 {
         match self {
             Self::Baseline(baseline) => baseline.pid(),
-            Self::Worker(worker) => worker.pid(),
+            Self::Worker(worker, _) => worker.pid(),
         }
     }
 
@@ -73,7 +80,7 @@ impl RunningProgram {
     pub(crate) async fn acknowledged(&self) -> Result<u64> {
         let (exited, log_tail) = match self {
             Self::Baseline(baseline) => (baseline.exited(), baseline.log_tail()),
-            Self::Worker(worker) => (worker.exited(), String::new()),
+            Self::Worker(worker, _) => (worker.exited(), String::new()),
         };
         if let Some(status) = exited {
             bail!("the program ended: {status}\n{}", self.log_tail());
@@ -85,7 +92,9 @@ impl RunningProgram {
                 // The last line may be incomplete.
                 Ok(counts.filter_map(|count| count.parse().ok()).max().unwrap_or(0))
             }
-            Self::Worker(worker) => applied(&worker.get("/metrics").await?.body),
+            Self::Worker(worker, batch) => {
+                Ok(applied(&worker.get("/metrics").await?.body)? * batch)
+            }
         }
     }
 
@@ -96,7 +105,7 @@ impl RunningProgram {
                 baseline.signal(Signal::Terminate)?;
                 baseline.wait(DRAIN_LIMIT).await?
             }
-            Self::Worker(worker) => worker.stop(DRAIN_LIMIT).await?,
+            Self::Worker(worker, _) => worker.stop(DRAIN_LIMIT).await?,
         };
         if !status.success() {
             bail!("the program ended with {status}:\n{}", self.log_tail());
@@ -107,7 +116,7 @@ impl RunningProgram {
     pub(crate) fn log_tail(&self) -> String {
         match self {
             Self::Baseline(baseline) => baseline.log_tail(),
-            Self::Worker(worker) => worker.log_tail(),
+            Self::Worker(worker, _) => worker.log_tail(),
         }
     }
 }

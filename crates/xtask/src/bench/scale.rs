@@ -134,7 +134,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 async fn run_case(environment: &Environment, case: &Case, messages: u64) -> Result<Drain> {
     let Case { conversations, workers, before, .. } = *case;
     environment.clear().await?;
-    let mut load = Load { messages, conversations, body_bytes: BODY_BYTES, from: 0 };
+    let mut load = Load { messages, conversations, body_bytes: BODY_BYTES, from: 0, batch: 1 };
     match before {
         Before::Nothing => {}
         Before::Conversations => {
@@ -155,8 +155,13 @@ async fn fill(environment: &Environment) -> Result<()> {
     for part in 1..=FULL / PART {
         // Message numbers that the measured run does not use.
         let from = 1_000_000_000 + part * PART;
-        let part =
-            Load { messages: PART, conversations: FULL / LENGTH, body_bytes: BODY_BYTES, from };
+        let part = Load {
+            messages: PART,
+            conversations: FULL / LENGTH,
+            body_bytes: BODY_BYTES,
+            from,
+            batch: 1,
+        };
         drain(environment, Program::Worker, 2, &part).await?;
     }
     Ok(())

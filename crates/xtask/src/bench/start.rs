@@ -60,11 +60,11 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 
 async fn first_message(environment: &Environment) -> Result<f64> {
     environment.clear().await?;
-    let one = Load { messages: 1, conversations: 1, body_bytes: 515, from: 0 };
+    let one = Load { messages: 1, conversations: 1, body_bytes: 515, from: 0, batch: 1 };
     environment.preload(&one).await?;
     environment.settle().await?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    let running = [Program::Worker.start(environment)?];
+    let running = [Program::Worker.start(environment, 1)?];
     acknowledged(environment, &running, 1).await?;
     let committed: Micros = environment
         .sql(

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use broker::Publication;
+use domain::action::Action;
 use domain::decode::SentFields;
 
 use crate::validator::{MissingFields, Validator};
@@ -11,22 +12,28 @@ pub(super) struct Router {
     pub(super) validator: Validator,
     /// The routing key of every line, instead of its `action_type`.
     pub(super) routing_key: Option<String>,
+    /// Whether messages of a conversation are published together.
+    pub(super) groups: bool,
+}
+
+/// A line with its routing key.
+pub(super) struct Routed {
+    pub(super) publication: Publication,
+    /// The action, if the workers accept it.
+    pub(super) action: Option<Action>,
 }
 
 impl Router {
-    /// The publication of a line; `None` without a routing key. Counts what it lacks.
-    pub(super) fn publication(
-        &self,
-        body: Vec<u8>,
-        missing: &mut MissingFields,
-    ) -> Option<Publication> {
-        let (action_type, id) = match self.validator.decode(&body) {
-            Ok(action) => {
-                missing.count(&action);
+    /// The publication of a line by itself; `None` without a routing key. Counts what it lacks.
+    pub(super) fn route(&self, body: Vec<u8>, missing: &mut MissingFields) -> Option<Routed> {
+        let action = self.validator.decode(&body).ok();
+        let (action_type, id) = match &action {
+            Some(action) => {
+                missing.count(action);
                 let id = action.common().resolved_id.to_string();
                 (Some(action.kind().as_str().to_owned()), Some(id))
             }
-            Err(_) => sent(&body),
+            None => sent(&body),
         };
         // A longer id identifies the action in its body alone.
         let id = id.filter(is_short);
@@ -35,7 +42,7 @@ impl Router {
         if let Some(id) = id {
             publication.message_id = id;
         }
-        Some(publication)
+        Some(Routed { publication, action })
     }
 }
 
@@ -62,11 +69,12 @@ mod tests {
 
     fn router() -> Router {
         let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
-        Router { validator, routing_key: None }
+        Router { validator, routing_key: None, groups: false }
     }
 
     fn publication_of(router: &Router, body: Vec<u8>) -> Option<Publication> {
-        router.publication(body, &mut MissingFields::default())
+        let routed = router.route(body, &mut MissingFields::default())?;
+        Some(routed.publication)
     }
 
     fn message(extra: &str) -> Vec<u8> {

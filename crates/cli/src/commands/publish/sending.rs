@@ -1,14 +1,14 @@
 //! Publishes lines in chunks; several chunks are in flight, and each line gets one result.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use broker::{Publication, PublishError, Publisher};
+use broker::{PublishError, Publisher};
 use domain::action::ActionKind;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
+use super::batching::{Batch, Outgoing};
 use super::router::Router;
 use crate::exit::Failure;
 use crate::input::Line;
@@ -28,6 +28,8 @@ pub(super) struct Report {
     pub(super) lines: u64,
     /// Actions that RabbitMQ confirmed.
     pub(super) confirmed: u64,
+    /// What RabbitMQ confirmed: messages of a conversation together, other actions by themselves.
+    pub(super) publications: u64,
     /// Actions that RabbitMQ returned as unroutable.
     pub(super) unroutable: u64,
     /// Actions that RabbitMQ refused, that were not sent, or whose outcome is unknown.
@@ -62,10 +64,10 @@ pub(super) struct Sending {
     report: Report,
 }
 
-/// Actions that are published together: line number, and whether the routing key is that of an action, which
-/// has a queue.
+/// Publications that are sent together: their lines, and whether the routing key is that of an action, which has a
+/// queue.
 struct Chunk {
-    lines: Vec<(u64, bool)>,
+    lines: Vec<(Vec<u64>, bool)>,
     results: JoinHandle<Vec<Result<(), PublishError>>>,
 }
 
@@ -80,30 +82,27 @@ impl Sending {
         lines: impl IntoIterator<Item = Result<Line, Failure>>,
         router: &Router,
     ) -> Result<(), Failure> {
-        let (mut waiting, mut bytes, mut read) = (Vec::new(), 0, Ok(()));
+        let (mut waiting, mut read) = (Batch::default(), Ok(()));
         for line in lines {
-            let Line { number, body } = match line {
+            let line = match line {
                 Ok(line) => line,
                 Err(failure) => {
                     read = Err(failure);
                     break;
                 }
             };
+            let number = line.number;
             self.report.lines += 1;
             if self.report.rabbitmq_unavailable {
                 self.note(number, "not_sent", "RabbitMQ was unreachable".to_owned());
                 continue;
             }
-            let size = body.len();
-            let Some(publication) = router.publication(body, &mut self.report.missing) else {
+            if !waiting.add(line, router, &mut self.report.missing) {
                 let detail = "the line has no action_type; set --routing-key".to_owned();
                 self.note(number, "no_routing_key", detail);
                 continue;
-            };
-            bytes += size;
-            waiting.push((number, Arc::new(publication)));
-            if waiting.len() >= CHUNK_ACTIONS || bytes >= CHUNK_BYTES {
-                bytes = 0;
+            }
+            if waiting.lines >= CHUNK_ACTIONS || waiting.bytes >= CHUNK_BYTES {
                 self.send(std::mem::take(&mut waiting)).await;
             }
         }
@@ -111,41 +110,50 @@ impl Sending {
         read
     }
 
-    async fn send(&mut self, actions: Vec<(u64, Arc<Publication>)>) {
+    async fn send(&mut self, actions: Batch) {
         while self.in_flight.len() >= CHUNKS_IN_FLIGHT - 1 {
             self.settle_next().await;
         }
+        let actions = actions.into_publications();
         if actions.is_empty() {
             return;
         }
-        let bound = |key: &str| ActionKind::parse(key).is_some();
-        let lines = actions.iter().map(|(line, it)| (*line, bound(&it.routing_key))).collect();
+        let is_bound = |key: &str| ActionKind::parse(key).is_some();
         let publisher = self.publisher.clone();
-        let publications: Vec<_> =
-            actions.into_iter().map(|(_, publication)| publication).collect();
+        let actions = actions.into_iter().map(|Outgoing { lines, publication }| {
+            ((lines, is_bound(&publication.routing_key)), publication)
+        });
+        let (lines, publications): (Vec<_>, Vec<_>) = actions.unzip();
         let results = tokio::spawn(async move { publisher.publish_all(publications).await });
         self.in_flight.push_back(Chunk { lines, results });
     }
 
     async fn settle_next(&mut self) {
         let Some(chunk) = self.in_flight.pop_front() else { return };
-        let count = chunk.lines.len();
+        let (count, mut lines_done) = (chunk.lines.len(), 0);
         let ended = || PublishError::Unknown("the publisher ended".to_owned());
         let results = chunk.results.await.unwrap_or_else(|_| vec![Err(ended()); count]);
         let unreachable =
             |result: &Result<_, _>| matches!(result, Err(PublishError::Unreachable(_)));
         // The publisher has retried for its time limit; the remaining chunks would take as long each.
         self.report.rabbitmq_unavailable |= results.iter().all(unreachable);
-        for ((line, bound), result) in chunk.lines.into_iter().zip(results) {
+        for ((lines, is_bound), result) in chunk.lines.into_iter().zip(results) {
+            let actions = lines.len() as u64;
+            lines_done += actions;
             match result {
                 Ok(()) => {
-                    self.report.confirmed += 1;
-                    self.report.unrouted += u64::from(!bound);
+                    self.report.confirmed += actions;
+                    self.report.publications += 1;
+                    self.report.unrouted += if is_bound { 0 } else { actions };
                 }
-                Err(error) => self.note(line, outcome(&error), error.to_string()),
+                Err(error) => {
+                    for line in lines {
+                        self.note(line, outcome(&error), error.to_string());
+                    }
+                }
             }
         }
-        self.progress.inc(count as u64);
+        self.progress.inc(lines_done);
     }
 
     fn note(&mut self, line: u64, outcome: &'static str, detail: String) {
@@ -195,7 +203,7 @@ mod tests {
         let publisher = Publisher::new(declared(&env.amqp_url).await, Metrics::new());
         let mut sending = Sending::new(publisher, ProgressBar::hidden());
         let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
-        let router = Router { validator, routing_key: None };
+        let router = Router { validator, routing_key: None, groups: true };
         let line = Line { number: 1, body: body("s", "m-1", &json!({})).to_string().into() };
         let lines = [Ok(line), Err(Failure::usage("cannot read standard input"))];
         let read = sending.all(lines, &router).await;
