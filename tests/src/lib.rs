@@ -31,7 +31,7 @@ pub use agent::Agent;
 pub use agent_action::{AgentAction, AsAction, SentIdentity};
 pub use counts::Counts;
 pub use dead_letter::{anonymous, as_dead_letter, as_dead_letter_for};
-pub use fixtures::{LIMIT, at, closed, feedback, key_of, message, opened};
+pub use fixtures::{LIMIT, at, closed, deleted, feedback, key_of, message, opened};
 pub use published_actions::{Discrepancies, PublishedActions};
 pub use rabbit::RabbitAdmin;
 pub use random::Random;

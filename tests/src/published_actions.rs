@@ -24,6 +24,8 @@ pub struct PublishedActions {
     /// Session events and feedback, by name.
     events: BTreeMap<String, Published>,
     messages: usize,
+    /// The ids of messages that were deleted.
+    deletions: BTreeSet<(ConversationKey, String)>,
 }
 
 /// What was published of one conversation.
@@ -59,6 +61,8 @@ pub struct Discrepancies {
     pub dead_letters: BTreeSet<String>,
     /// Messages without an identity that are stored more than once: they are promised at least once.
     pub repeated: Vec<String>,
+    /// Messages that were deleted and are stored.
+    pub undeleted: Vec<String>,
     /// Transcripts that differ from what was published, with their source and the first difference.
     pub misread: Vec<String>,
     /// Conversations with another rating than the newest one, or archived for another reason than that of the
@@ -100,6 +104,10 @@ impl PublishedActions {
             identity,
         };
         let key = key_of(body);
+        if body["action_type"] == "conversation.delete_message" {
+            self.deletions.insert((key, text("message_id").expect("the message to delete")));
+            return;
+        }
         let conversation = self.conversations.entry(key.clone()).or_default();
         let before = if let Some(content) = text("content") {
             self.messages += 1;
@@ -124,6 +132,21 @@ impl PublishedActions {
         self.messages
     }
 
+    /// How many messages were confirmed and not deleted.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.messages - self.deleted().count()
+    }
+
+    /// The names of the messages that were deleted. A deletion deletes nothing of a message that Verbatim gave its id.
+    fn deleted(&self) -> impl Iterator<Item = String> {
+        self.deletions.iter().filter_map(|(key, id)| {
+            let messages = &self.conversations.get(key)?.messages;
+            let of_id = |it: &(&String, &Published)| it.1.id.as_ref() == Some(id);
+            messages.iter().find(of_id).map(|(content, _)| name(key, content))
+        })
+    }
+
     /// Whether no message was confirmed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -144,7 +167,7 @@ impl PublishedActions {
     pub async fn reconcile(&self, scenario: &Scenario, reader: &TestReader) {
         let mut repeated = 0;
         loop {
-            let wanted = self.messages + repeated;
+            let wanted = self.kept() + repeated;
             let enough = format!(
                 "SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM dead_letters) >= {wanted}"
             );
@@ -168,11 +191,15 @@ impl PublishedActions {
     /// When a store is unavailable.
     pub async fn audit(&self, scenario: &Scenario, reader: &TestReader) -> Discrepancies {
         let mut found = self.compare(scenario).await;
+        let deleted: BTreeSet<String> = self.deleted().collect();
         for (key, conversation) in &self.conversations {
             let mut expected: Vec<(&String, &String)> = conversation
                 .messages
                 .iter()
-                .filter(|(content, _)| !found.dead_letters.contains(&name(key, content)))
+                .filter(|(content, _)| {
+                    let name = name(key, content);
+                    !found.dead_letters.contains(&name) && !deleted.contains(&name)
+                })
                 .filter_map(|(content, published)| Some((published.timestamp.as_ref()?, content)))
                 .collect();
             if expected.is_empty() {
@@ -223,12 +250,24 @@ impl PublishedActions {
             dead_letters: dead_letters.iter().map(Row::name).collect(),
             ..Discrepancies::default()
         };
+        let deleted: BTreeSet<String> = self.deleted().collect();
+        let stored: Vec<Row> = stored
+            .into_iter()
+            .filter(|row| {
+                let is_deleted = deleted.contains(&row.name());
+                found.undeleted.extend(is_deleted.then(|| row.name()));
+                !is_deleted
+            })
+            .collect();
         let confirmed = self.conversations.iter().flat_map(|(key, conversation)| {
             conversation.messages.iter().map(move |(content, it)| (name(key, content), it))
         });
         let confirmed: BTreeMap<String, &Published> =
             confirmed.chain(self.events.iter().map(|(name, it)| (name.clone(), it))).collect();
-        found.add_differences(&confirmed, stored.iter().chain(&events).chain(&dead_letters));
+        let confirmed: BTreeMap<String, &Published> =
+            confirmed.into_iter().filter(|(name, _)| !deleted.contains(name)).collect();
+        let dead_letters = dead_letters.iter().filter(|row| !deleted.contains(&row.name()));
+        found.add_differences(&confirmed, stored.iter().chain(&events).chain(dead_letters));
         found.outdated = self.outdated(scenario, &found.dead_letters).await;
         found
     }

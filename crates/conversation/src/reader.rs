@@ -126,7 +126,11 @@ impl Reader {
             // A load would have no epoch for its marker.
             return self.read_rows(key, window).await;
         };
-        let miss = match copy.usable(current) {
+        let usable = match Self::without_deleted(&self.database, key, &conversation, &copy).await? {
+            true => copy.usable(current),
+            false => Err(Miss::Outdated),
+        };
+        let miss = match usable {
             Ok(messages) => {
                 self.count(HotRead::Hit);
                 return Ok(Some(from_copy(messages, &conversation)));
@@ -213,6 +217,20 @@ impl Reader {
     }
 
     /// PostgreSQL failed. If it is unavailable, returns what Redis holds, marked as degraded; else the error.
+    /// Whether a copy has no message that was deleted. A slow saver may have appended one after the deletion.
+    async fn without_deleted(
+        database: &Database,
+        key: &ConversationKey,
+        conversation: &ConversationNumbers,
+        copy: &HotCopy,
+    ) -> Result<bool, database::Error> {
+        if !conversation.has_deleted {
+            return Ok(true);
+        }
+        let ids: Vec<&str> = copy.messages.iter().map(|message| message.id.as_str()).collect();
+        Ok(!database.has_deleted(key, &ids).await?)
+    }
+
     fn degraded(
         copy: Result<HotCopy, hot_store::Error>,
         error: database::Error,
@@ -265,6 +283,9 @@ pub async fn read_hot_copy(
     let copy = redis?.read(key, window).await?;
     let Some(conversation) = &numbers.conversation else { return Ok(None) };
     let current = current_numbers(&numbers, conversation).ok_or(HotCopyError::NoEpoch)?;
+    if !Reader::without_deleted(database, key, conversation, &copy).await? {
+        return Err(HotCopyError::Unusable(Miss::Outdated));
+    }
     let messages = copy.usable(current).map_err(HotCopyError::Unusable)?;
     Ok(Some(from_copy(messages, conversation)))
 }

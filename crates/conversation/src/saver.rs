@@ -520,7 +520,7 @@ impl<'a> Batch<'a> {
                     (Ok(Done::Duplicate), Ok(Done::Duplicate), Some(Committed::Stored(message)))
                 }
                 Saved::Conflict => (Err(conflict(row)), Err(conflict(row)), None),
-                Saved::Erased => (Ok(Done::Erased), Ok(Done::Erased), None),
+                Saved::Erased | Saved::Deleted => (Ok(Done::Erased), Ok(Done::Erased), None),
                 Saved::Withheld => (Err(withheld()), Err(withheld()), None),
             };
             if first == Ok(Done::Duplicate) {

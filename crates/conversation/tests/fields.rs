@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use conversation::Deleted;
 use domain::action::{Action, ActionKind};
 use domain::failure::{DeadLetterReason, Failure};
 use fixtures::{Replica, action, applied, decoded, duplicate, saving, sql, stores};
@@ -21,8 +22,8 @@ fn docs(path: &str) -> String {
 }
 
 /// The column in which the contract's table says that a field is stored: of a message, and of session events
-/// and feedback. `None` where it says that the field is not stored.
-fn places() -> BTreeMap<String, [Option<String>; 2]> {
+/// and feedback, and of deletions. `None` where it says that the field is not stored.
+fn places() -> BTreeMap<String, [Option<String>; 3]> {
     let contract = docs("README.md");
     let (_, section) = contract.split_once("### Where each field is stored").unwrap();
     let (section, _) = section.split_once("\n### ").unwrap();
@@ -36,7 +37,7 @@ fn places() -> BTreeMap<String, [Option<String>; 2]> {
         let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
         let field = quoted(cells[0]).unwrap_or_else(|| UNKNOWN.to_owned());
         let place = |cell: &str| quoted(cell).filter(|_| !cell.starts_with('–'));
-        (field, [place(cells[1]), place(cells[2])])
+        (field, [place(cells[1]), place(cells[2]), place(cells[3])])
     })
     .collect()
 }
@@ -101,12 +102,18 @@ async fn assert_stored(env: &TestEnv, body: &Value, place: usize) {
                 assert_eq!(sql(env, &query).await, "t", "{field} is not in {table}.{column}");
             }
             None => {
-                let tables =
-                    ["conversations", "messages", "session_events", "sessions"].map(|table| {
-                        format!(
-                            "SELECT '{table}' FROM {table} AS r WHERE strpos(r::text, '{form}') > 0"
-                        )
-                    });
+                let tables = [
+                    "conversations",
+                    "messages",
+                    "session_events",
+                    "sessions",
+                    "deleted_messages",
+                ]
+                .map(|table| {
+                    format!(
+                        "SELECT '{table}' FROM {table} AS r WHERE strpos(r::text, '{form}') > 0"
+                    )
+                });
                 let found = sql(env, &tables.join(" UNION ")).await;
                 assert_eq!(found, "", "the contract says that {field} is not stored");
             }
@@ -154,6 +161,15 @@ async fn every_field_of_every_action_is_stored_where_the_contract_says() {
                 let (env, replica) = stores().await;
                 recorded(&replica, action(&body)).await.unwrap();
                 assert_stored(&env, &body, 1).await;
+            }
+            ActionKind::DeleteMessage => {
+                let (env, replica) = stores().await;
+                let Action::DeleteMessage(common, payload) = action(&body) else {
+                    panic!("{kind}")
+                };
+                let deleted = replica.deletions.delete(&[(&common, &payload.message_id)]).await;
+                assert!(matches!(deleted.unwrap()[..], [Ok(Deleted::Now)]));
+                assert_stored(&env, &body, 2).await;
             }
             // Refused whole: its dead letter has the body.
             ActionKind::Erase => {

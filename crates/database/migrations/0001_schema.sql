@@ -137,7 +137,9 @@ CREATE TABLE writers (
 CREATE TABLE message_rows (
     -- `conversations.number`.
     conversation       bigint NOT NULL,
-    created_at         timestamptz NOT NULL,
+    -- Null: the message was deleted. Its id stays used, and the columns of the sender and `metadata` are those of
+    -- the action that deleted it.
+    created_at         timestamptz,
     received_at        timestamptz NOT NULL,
     tokens_estimate    bigint,
     processing_time_ms double precision,
@@ -169,12 +171,18 @@ CREATE TABLE message_rows (
     -- The message to which this one is the answer, where it is not the one before it.
     parent_message_id  text COLLATE "C",
     context_hash       text,
+    -- The id of the action that deleted the message, and when its sender did.
+    deleted_by         text COLLATE "C",
+    deleted_at         timestamptz,
     PRIMARY KEY (conversation, id)
 );
 
 -- Messages of a conversation are ordered by (created_at, id). Few messages share a time, so a read sorts
 -- by id, and the index does not store the id again.
 CREATE INDEX message_rows_in_order ON message_rows (conversation, created_at) WHERE created_at IS NOT NULL;
+
+-- Deleted messages: a reader leaves them out of a hot copy to which a slow saver has appended one.
+CREATE INDEX message_rows_deleted ON message_rows (conversation, id) WHERE created_at IS NULL;
 
 -- The tokens of messages, counted when their conversation closes. They are not a column of
 -- `message_rows`: an update would write each row and its index entries a second time.
@@ -192,7 +200,15 @@ SELECT c.tenant_id, c.id AS conversation_id, m.id, m.role, m.content, m.content_
        m.finish_reason, m.response_id, m.parent_message_id, m.context_hash
 FROM message_rows m
 JOIN conversations c ON c.number = m.conversation
-LEFT JOIN message_tokens t ON t.conversation = m.conversation AND t.id = m.id;
+LEFT JOIN message_tokens t ON t.conversation = m.conversation AND t.id = m.id
+WHERE m.created_at IS NOT NULL;
+
+CREATE VIEW deleted_messages AS
+SELECT c.tenant_id, c.id AS conversation_id, m.id, m.deleted_by, m.deleted_at, m.received_at, m.user_id, m.agent_id,
+       m.model_name, m.metadata
+FROM message_rows m
+JOIN conversations c ON c.number = m.conversation
+WHERE m.created_at IS NULL;
 
 CREATE TABLE conversation_stats (
     tenant_id            text COLLATE "C" NOT NULL,

@@ -61,7 +61,7 @@ pub struct ConversationView {
 
 /// The columns of a [`ConversationView`], of the conversation `c`.
 pub(crate) const COLUMNS: &str = "c.tenant_id, c.id, c.session_id, c.agent_id, c.user_id, c.model_name, c.status, \
-     (SELECT count(*) FROM message_rows m WHERE m.conversation = c.number) AS message_count, \
+     (SELECT count(*) FROM message_rows m WHERE m.conversation = c.number AND m.created_at IS NOT NULL) AS message_count, \
      c.total_tokens, c.created_at, c.last_message_at, c.close_requested_at, c.closed_at, \
      c.finalised_at, c.close_reason, c.satisfaction";
 

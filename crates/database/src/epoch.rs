@@ -40,6 +40,8 @@ pub struct ConversationNumbers {
     pub hot_generation: i64,
     /// Messages at or before this time are erased and must not be read.
     pub erased_at: Option<Timestamp>,
+    /// Whether a message was deleted: a hot copy may have one that a slow saver appended later.
+    pub has_deleted: bool,
 }
 
 /// The result of comparing the identities of the servers with the stored ones.
@@ -74,7 +76,7 @@ pub enum Recorded {
 /// How often the comparison is made at most, if another process changes the row meanwhile.
 const IDENTITY_ROUNDS: usize = 5;
 
-type NumbersRow = (Option<i64>, Option<String>, Option<i64>, Option<DateTime<Utc>>);
+type NumbersRow = (Option<i64>, Option<String>, Option<i64>, Option<DateTime<Utc>>, bool);
 
 impl Database {
     /// The numbers of a conversation, read by primary key.
@@ -231,10 +233,11 @@ pub(crate) async fn read_numbers(
     connection: &mut PgConnection,
     key: &ConversationKey,
 ) -> Result<Numbers> {
-    let (hot_epoch, found, hot_generation, erased_at): NumbersRow =
+    let (hot_epoch, found, hot_generation, erased_at, has_deleted): NumbersRow =
         sqlx::query_as(AssertSqlSafe(format!(
             "SELECT CASE WHEN e.postgresql_identity = {CURRENT} THEN e.epoch END,
-                c.status, c.hot_generation, c.erased_at
+                c.status, c.hot_generation, c.erased_at,
+                EXISTS (SELECT FROM message_rows m WHERE m.conversation = c.number AND m.created_at IS NULL)
          FROM hot_epoch e LEFT JOIN conversations c ON c.tenant_id = $1 AND c.id = $2"
         )))
         .bind(key.tenant.as_str())
@@ -246,6 +249,7 @@ pub(crate) async fn read_numbers(
             status: status(&found)?,
             hot_generation,
             erased_at: erased_at.map(timestamp),
+            has_deleted,
         }),
         _ => None,
     };

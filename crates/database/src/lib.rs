@@ -13,6 +13,7 @@ mod connect;
 mod connection_settings;
 mod conversations;
 mod dead_letters;
+mod delete;
 mod durability;
 mod epoch;
 mod error;
@@ -50,6 +51,7 @@ pub use dead_letters::{
     DeadLetterStatus, DeadLetterSummary, Decision, FailedAgain, FailedMessage, Omitted,
     OpenDeadLetters, ReplayOutcome, ReplayedBefore, Selection,
 };
+pub use delete::{Deleted, Deletion};
 pub use durability::RequiredDurability;
 pub use epoch::{ConversationNumbers, EpochChange, Numbers, OpenSaves, Recorded};
 pub use error::{Error, Result, SchemaError};

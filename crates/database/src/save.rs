@@ -21,7 +21,7 @@
 //! | another transaction inserted or deleted a conversation meanwhile | nothing saved | |
 //! | a tombstone covers a message | nothing saved | tombstones are read, erased messages left out |
 //! | the row of this process in `writers` is gone | nothing saved | another row is inserted |
-//! | a message is already stored | error | stored messages are read, compared and left out |
+//! | a message is already stored, or was deleted | error | stored messages are read, compared and left out |
 //!
 //! A batch takes one round trip if all its messages are new, else three or four.
 //!
@@ -61,6 +61,8 @@ pub enum Saved {
     Conflict,
     /// It is not stored, because its conversation or user was erased after it was sent.
     Erased,
+    /// It is not stored, because it was deleted before.
+    Deleted,
     /// It is not stored, because another row is a conflict and all or none were wanted.
     Withheld,
 }
@@ -212,7 +214,8 @@ async fn finish<'a>(
     if hot == HotWrites::KnownDown {
         // The statement has already changed the generation of conversations with new messages. Duplicates
         // need it too: the process that stored them may have crashed before it updated Redis.
-        let needs_change = |saved: &Option<Saved>| !matches!(saved, None | Some(Saved::Erased));
+        let needs_change =
+            |saved: &Option<Saved>| !matches!(saved, None | Some(Saved::Erased | Saved::Deleted));
         let mut changes: Vec<(ConversationKey, i64)> = rows
             .iter()
             .zip(&saved)
@@ -282,10 +285,10 @@ async fn compare(
     // LATERAL, so that the plan does not depend on table statistics: three look-ups for each row. The message of a
     // conflict is not read: it may be large where what arrived is small.
     let found = sqlx::query(AssertSqlSafe(format!(
-        "SELECT k.n, stored.body_hash, m.* FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
+        "SELECT k.n, stored.body_hash, stored.is_deleted, m.* FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
              WITH ORDINALITY AS k (tenant_id, conversation_id, id, body_hash, n)
          CROSS JOIN LATERAL (
-             SELECT m.conversation, m.body_hash FROM message_rows m
+             SELECT m.conversation, m.body_hash, m.created_at IS NULL AS is_deleted FROM message_rows m
              WHERE m.id = k.id AND m.conversation = (
                  SELECT c.number FROM conversations c
                  WHERE c.tenant_id = k.tenant_id AND c.id = k.conversation_id)
@@ -303,6 +306,10 @@ async fn compare(
     .await?;
     for stored in &found {
         let n = *item_of(stored, &open, "messages")?;
+        if stored.try_get("is_deleted")? {
+            saved[n] = Some(Saved::Deleted);
+            continue;
+        }
         let hash = <[u8; 16]>::try_from(stored.try_get::<&[u8], _>("body_hash")?)
             .map_err(|_| corrupt("messages", "body_hash is not 16 bytes long".into()))?;
         saved[n] = Some(if BodyHash(hash) == rows[n].body_hash {

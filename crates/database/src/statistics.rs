@@ -256,7 +256,7 @@ pub(crate) const COMPUTED: &str = concat!("
         FROM (SELECT role, created_at, usage, lag(role) OVER in_order AS previous_role,
                      lag(created_at) OVER in_order AS previous_at
               FROM message_rows
-              WHERE conversation = c.number
+              WHERE conversation = c.number AND created_at IS NOT NULL
               WINDOW in_order AS (ORDER BY created_at, id)) AS listed
         HAVING count(*) > 0) AS m"
 );

@@ -40,8 +40,10 @@ pub struct MessageTrace {
     pub id: String,
     /// The role of its author.
     pub role: String,
-    /// When it was sent, by its sender's clock.
+    /// When it was sent, by its sender's clock; of a deleted message, when that was deleted.
     pub created_at: DateTime<Utc>,
+    /// The action that deleted it. Who saved it is not known then.
+    pub deleted_by: Option<String>,
     /// When a worker first received it.
     pub received_at: DateTime<Utc>,
     /// When it was committed, if PostgreSQL records that (`track_commit_timestamp`).
@@ -69,7 +71,8 @@ const MORE_TIMES: &str = "c.touched_at, c.erased_at, \
      (SELECT computed_at FROM conversation_stats s \
       WHERE s.tenant_id = c.tenant_id AND s.conversation_id = c.id) AS statistics_at";
 
-const MESSAGE: &str = "c.tenant_id, c.id AS conversation_id, m.id, m.role, m.created_at, m.received_at, \
+const MESSAGE: &str = "c.tenant_id, c.id AS conversation_id, m.id, m.role, \
+     coalesce(m.created_at, m.deleted_at) AS created_at, m.deleted_by, m.received_at, \
      CASE WHEN current_setting('track_commit_timestamp') = 'on' \
           THEN pg_xact_commit_timestamp(m.xmin) END AS committed_at, \
      w.process AS saver, w.instance AS saver_instance, w.started_at AS saver_started_at";

@@ -22,6 +22,8 @@ pub enum Action {
     SaveMessage(Box<SaveMessage>),
     /// Save messages of one conversation, in their order.
     SaveMessages(SaveMessages),
+    /// Delete a message.
+    DeleteMessage(Common, wire::DeleteMessage),
     /// A session began.
     SessionOpened(Common),
     /// A session ended.
@@ -168,7 +170,8 @@ impl Action {
         match self {
             Self::SaveMessage(action) => &action.common,
             Self::SaveMessages(action) => &action.common,
-            Self::SessionOpened(common)
+            Self::DeleteMessage(common, _)
+            | Self::SessionOpened(common)
             | Self::SessionClosed(common, _)
             | Self::GetContext(common, _)
             | Self::GetHistory(common, _)

@@ -189,9 +189,10 @@ pub fn worker_of(consumed: Consumed) -> Option<Process> {
 pub const fn worker_of_action(kind: ActionKind) -> Option<Process> {
     match kind {
         ActionKind::SaveMessage | ActionKind::SaveMessages => Some(MESSAGE_SAVE_WORKER),
-        ActionKind::SessionOpened | ActionKind::SessionClosed | ActionKind::Feedback => {
-            Some(PERSISTENCE_MIGRATION_WORKER)
-        }
+        ActionKind::SessionOpened
+        | ActionKind::SessionClosed
+        | ActionKind::Feedback
+        | ActionKind::DeleteMessage => Some(PERSISTENCE_MIGRATION_WORKER),
         ActionKind::Erase
         | ActionKind::GetContext
         | ActionKind::GetHistory

@@ -2,6 +2,7 @@
 
 mod details;
 mod role;
+pub mod tool_calls;
 
 pub use self::details::Details;
 pub use self::role::Role;

@@ -165,6 +165,13 @@ pub struct SaveMessages<'a> {
     pub atomic: Option<bool>,
 }
 
+/// Delete a message. Its id stays used: what is delivered or replayed of it later is not stored.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+pub struct DeleteMessage {
+    /// The id of the message.
+    pub message_id: MessageId,
+}
+
 /// A session began.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SessionOpened {}

@@ -45,6 +45,8 @@ pub enum Step {
     CloseAnnounced,
     /// They are archived.
     CloseArchived,
+    /// Messages are deleted in PostgreSQL; their hot copies are invalid, and still in Redis.
+    DeletionCommitted,
     /// The dead-letter collector has stored dead letters; their events are not published.
     DeadLetterStored,
     /// Their events are published.
@@ -61,7 +63,7 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::SaveDecoded,
         Self::SaveCommitted,
         Self::SaveAppended,
@@ -73,6 +75,7 @@ impl Step {
         Self::CloseDropped,
         Self::CloseAnnounced,
         Self::CloseArchived,
+        Self::DeletionCommitted,
         Self::DeadLetterStored,
         Self::DeadLetterAnnounced,
         Self::ReplayTaken,
@@ -96,6 +99,7 @@ impl Step {
             Self::CloseDropped => "close.dropped",
             Self::CloseAnnounced => "close.announced",
             Self::CloseArchived => "close.archived",
+            Self::DeletionCommitted => "deletion.committed",
             Self::DeadLetterStored => "dead_letter.stored",
             Self::DeadLetterAnnounced => "dead_letter.announced",
             Self::ReplayTaken => "replay.taken",

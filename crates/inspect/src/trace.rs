@@ -203,8 +203,9 @@ impl Tracer {
         key: MessageKey,
         Found { row, conversation, dead_letters, .. }: Found,
     ) -> Result<TracedItem, database::Error> {
+        let is_deleted = row.as_ref().is_some_and(|row| row.deleted_by.is_some());
         let hot = match conversation_key(&key) {
-            Some(key) if row.is_some() || conversation.is_some() => {
+            Some(key) if !is_deleted && (row.is_some() || conversation.is_some()) => {
                 self.hot_copy_state(&key, row.as_ref()).await?
             }
             _ => HotCopyState::NotChecked,
@@ -216,6 +217,7 @@ impl Tracer {
         let mut audit = self.database.audit_about(&subjects, LIMIT).await?;
         audit.retain(|line| line.tenant_id.is_none() || line.tenant_id == tenant_id);
         let state = match (&conversation, dead_letters.last().map(|it| it.state.status)) {
+            _ if is_deleted => State::Deleted,
             (Some(trace), _) => state(trace.conversation.status),
             (None, Some(DeadLetterStatus::Replayed)) => State::Replayed,
             (None, Some(DeadLetterStatus::Discarded)) => State::Discarded,

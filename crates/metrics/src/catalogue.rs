@@ -36,7 +36,10 @@ catalogue! {
         MessagesDuplicate = "verbatim_messages_duplicate_total" in "messages";
         /// Messages whose id is stored with different content; they became dead letters.
         MessagesConflict = "verbatim_messages_conflict_total" in "messages";
-        /// Messages dropped because their conversation or user was erased after they were sent.
+        /// Messages that were deleted by `conversation.delete_message`.
+        MessagesDeleted = "verbatim_messages_deleted_total" in "messages";
+        /// Messages dropped because they were deleted before, or their conversation or user was erased after they were
+        /// sent.
         MessagesErased = "verbatim_messages_erased_total" in "messages";
         /// Messages with neither an id nor a timestamp. A redelivery after a crash may store such a
         /// message twice: the publisher should send a `message_id`.

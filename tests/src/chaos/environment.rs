@@ -44,7 +44,7 @@ impl Environment {
                          AND s.message_count IS DISTINCT FROM c.message_count)";
         let counts = self.scenario.sql(counts).await;
         let published = &record.published;
-        let wanted = format!("{} {} {} 0", published.len(), published.events(), record.closed);
+        let wanted = format!("{} {} {} 0", published.kept(), published.events(), record.closed);
         if counts != wanted {
             let what = "messages, session events, archived conversations, wrong statistics";
             unfinished.push(format!("{what}: {counts} instead of {wanted}"));

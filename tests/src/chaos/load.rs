@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep};
 
 use super::plan::Plan;
 use crate::{
-    Agent, AgentAction, PublishedActions, Scenario, TestReader, at, closed, feedback, key_of,
-    message, opened,
+    Agent, AgentAction, AsAction as _, PublishedActions, Scenario, TestReader, at, closed, deleted,
+    feedback, key_of, message, opened,
 };
 
 /// How long the remaining work may take after the last fault: the lease of a killed closer (30 s), and
@@ -174,6 +174,10 @@ fn actions(publisher: usize, n: usize) -> Vec<AgentAction> {
     let mut actions = vec![AgentAction::sent_in_turn(n, message)];
     if turn == 0 || lap == 0 {
         actions.insert(0, event("open", opened(TENANT, &session, &moment(-1))));
+    }
+    if turn % 10 == 5 && lap > 0 {
+        let before = format!("m{publisher}-{}", n - CONCURRENT);
+        actions.push(deleted(TENANT, &session, &before).as_action());
     }
     if turn == LENGTH / 2 {
         let rated = with(1, json!({"satisfaction": rating}));

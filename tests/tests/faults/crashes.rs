@@ -17,7 +17,7 @@ use failpoints::{AT, OFF, ON, REPLAY_LEASE, STOP_AT, Step};
 use serde_json::json;
 use system_tests::{
     Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedActions, SAVER, STATISTICS, Scenario,
-    anonymous, as_dead_letter, at, closed, key_of, message, opened,
+    anonymous, as_dead_letter, at, closed, deleted, key_of, message, opened,
 };
 use testkit::fleet::Worker;
 use testkit::wait::eventually;
@@ -75,6 +75,9 @@ crash_tests! {
     #[tokio::test]
     async fn a_crash_of_a_closer_at_acknowledged_changes_nothing()
         = worker_crashes(Acknowledged, MIGRATION);
+    #[tokio::test]
+    async fn a_crash_of_a_closer_at_deletion_committed_changes_nothing()
+        = worker_crashes(DeletionCommitted, MIGRATION);
     #[tokio::test]
     async fn a_crash_of_a_closer_at_close_claimed_changes_nothing()
         = worker_crashes(CloseClaimed, MIGRATION);
@@ -479,7 +482,7 @@ async fn final_state(crash_at: Option<(Step, &str)>) -> State {
                    (SELECT count(*) FROM dead_letters),
                    (SELECT count(*) FROM conversations WHERE status = 'archived'),
                    (SELECT count(*) FROM conversation_stats), (SELECT sum(conversations) FROM daily_stats))";
-    scenario.until_sql(all, "90 5 2 2 2").await;
+    scenario.until_sql(all, "88 5 2 2 2").await;
     scenario.finish(fleet).await;
     let mut state = State::new();
     for query in STATE_QUERIES {
@@ -502,7 +505,8 @@ async fn final_state(crash_at: Option<(Step, &str)>) -> State {
 type State = BTreeMap<String, usize>;
 
 /// The stored state, without the workers' clock times and without random numbers.
-const STATE_QUERIES: [&str; 7] = [
+const STATE_QUERIES: [&str; 8] = [
+    "SELECT tenant_id, conversation_id, id, deleted_by FROM deleted_messages",
     "SELECT tenant_id, conversation_id, id, role, content, tokens, created_at, body_hash FROM messages",
     // While a conversation is active, its row has only approximate times of messages.
     "SELECT tenant_id, id, session_id, status, message_count, total_tokens, close_reason,
@@ -540,6 +544,10 @@ async fn end(agent: &Agent) {
         ..Publication::event("conversation.none", b"no event".to_vec())
     };
     agent.send(vec![no_event]).await;
+    // Of a conversation that closes, and of one that stays active.
+    for (id, session) in [("m00010", "s1"), ("m00011", "s2")] {
+        agent.publish(&deleted("crash", session, id)).await;
+    }
     for session in ["s0", "s1"] {
         agent.publish(&closed("crash", session, &json!({"timestamp": at(1_000)}))).await;
     }

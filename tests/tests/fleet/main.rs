@@ -4,6 +4,7 @@
 
 mod baselines;
 mod closing;
+mod deleting;
 mod endpoints;
 mod large;
 mod messages;

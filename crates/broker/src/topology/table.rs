@@ -137,7 +137,8 @@ pub const fn queue_of(kind: ActionKind) -> &'static str {
         ActionKind::SessionOpened
         | ActionKind::SessionClosed
         | ActionKind::Feedback
-        | ActionKind::Erase => WorkQueue::Session.name(),
+        | ActionKind::Erase
+        | ActionKind::DeleteMessage => WorkQueue::Session.name(),
         ActionKind::StateSave
         | ActionKind::StatePatch
         | ActionKind::StateTransition

@@ -128,7 +128,7 @@ impl Database {
                         count(*) FILTER (WHERE format <> $3 OR octet_length(body_hash) <> 16
                             OR role <> ALL ($4))
                             AS unreadable
-                 FROM message_rows WHERE conversation = c.number) AS m
+                 FROM message_rows WHERE conversation = c.number AND created_at IS NOT NULL) AS m
              CROSS JOIN LATERAL (
                  SELECT coalesce(sum(tokens), 0)::bigint AS tokens
                  FROM message_tokens WHERE conversation = c.number) AS t

@@ -11,6 +11,7 @@ pub(super) fn read(mut received: Received<'_>) -> Result<Action, FieldError> {
     match received.kind {
         ActionKind::SaveMessage => received.message().map(Box::new).map(Action::SaveMessage),
         ActionKind::SaveMessages => elements::read(&mut received),
+        ActionKind::DeleteMessage => with(received, Action::DeleteMessage),
         ActionKind::SessionOpened => {
             with(received, |common, wire::SessionOpened {}| Action::SessionOpened(common))
         }

@@ -47,6 +47,17 @@ pub struct SavedElement {
     pub error: Option<ReplyError>,
 }
 
+/// The reply to `conversation.delete_message`: no message is stored under this id, and none will be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeleteMessageData {
+    /// The conversation, from the action or derived.
+    pub conversation_id: ConversationId,
+    /// The message.
+    pub message_id: MessageId,
+    /// Whether this action deleted it; false if another one had done so before.
+    pub deleted: bool,
+}
+
 /// The reply to `conversation.session_opened`, `.session_closed` and `.feedback`: it is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NoData {}

@@ -28,6 +28,7 @@ fn action(kind: ActionKind) -> Schema {
     match kind {
         ActionKind::SaveMessage => action_with::<wire::SaveMessage<'_>>(kind, vec![content()]),
         ActionKind::SaveMessages => action_with::<wire::SaveMessages<'_>>(kind, Vec::new()),
+        ActionKind::DeleteMessage => action_with::<wire::DeleteMessage>(kind, Vec::new()),
         ActionKind::SessionOpened => action_with::<wire::SessionOpened>(kind, Vec::new()),
         ActionKind::SessionClosed => action_with::<wire::SessionClosed>(kind, Vec::new()),
         ActionKind::GetContext => action_with::<wire::GetContext>(kind, Vec::new()),
@@ -210,6 +211,7 @@ fn reply(kind: ActionKind) -> Schema {
     match kind {
         ActionKind::SaveMessage => reply_with::<reply::SaveMessageData>(kind),
         ActionKind::SaveMessages => reply_with::<reply::SaveMessagesData>(kind),
+        ActionKind::DeleteMessage => reply_with::<reply::DeleteMessageData>(kind),
         ActionKind::GetContext => reply_with::<reply::ContextData>(kind),
         ActionKind::GetHistory => reply_with::<reply::HistoryData>(kind),
         ActionKind::Erase => reply_with::<reply::EraseData>(kind),

@@ -57,6 +57,8 @@ pub enum State {
     Closing,
     /// Stored, in a conversation that is archived.
     Archived,
+    /// Not stored: it was deleted, and will not be stored again.
+    Deleted,
     /// Not stored: an open dead letter, which an operator has to decide about.
     DeadLetter,
     /// Not stored: a dead letter that was replayed, and is not processed yet or was refused again.

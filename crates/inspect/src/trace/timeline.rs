@@ -37,6 +37,10 @@ pub(super) fn of(
 }
 
 fn saved(message: &MessageTrace, events: &mut Vec<TraceEvent>) {
+    if let Some(action) = &message.deleted_by {
+        events.push(event(message.created_at, "deleted", format!("by the action {action}")));
+        return;
+    }
     let clock = match message.created_at == message.received_at {
         true => "the sender gave no time",
         false => "time of the sender's clock",

@@ -229,7 +229,8 @@ fn saved_element(action: &SaveMessages, (position, outcome): (usize, &Outcome)) 
 fn erased() -> ReplyError {
     ReplyError {
         error_type: ErrorType::Erased,
-        message: "the conversation or its user was erased after this message was sent".to_owned(),
+        message: "the message was deleted before, or its conversation or user was erased after it was sent"
+            .to_owned(),
         details: None,
     }
 }

@@ -1,4 +1,4 @@
-//! `persistence-migration-worker`: records session events, and archives conversations when their grace period
+//! `persistence-migration-worker`: records session events, deletes messages, and archives conversations when their grace period
 //! ends or they become idle.
 
 mod handler;
@@ -7,7 +7,7 @@ mod sweep;
 use std::process::ExitCode;
 
 use broker::Decoder;
-use conversation::{Background, ClaimCriteria, Closer, Sessions};
+use conversation::{Background, ClaimCriteria, Closer, Deletions, Sessions};
 use domain::fleet;
 use service::Service;
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
@@ -39,6 +39,13 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let handler = RecordSessions {
         sessions: Sessions::new(
             &stores.database,
+            service.metrics().clone(),
+            stores.random.clone(),
+            background.clone(),
+        ),
+        deletions: Deletions::new(
+            &stores.database,
+            stores.hot.clone(),
             service.metrics().clone(),
             stores.random.clone(),
             background.clone(),

@@ -47,6 +47,8 @@ pub(crate) async fn instructions(
 async fn count(environment: &Environment, program: Program, load: &Load) -> Result<f64> {
     let out = environment.fleet.dir().join(format!("{program}.callgrind"));
     let log = environment.fleet.dir().join(format!("{program}-callgrind.log"));
+    // A run before has written to the same file.
+    fs::remove_file(&log).ok();
     let mut command = environment.fleet.command(VALGRIND);
     command.args(["--tool=callgrind", "--quiet"]);
     command.arg(format!("--callgrind-out-file={}", out.display()));

@@ -50,7 +50,7 @@ fn write_item(item: &TracedItem, out: &mut Text) {
         let tone = match moment.what {
             "failed" | "dead-lettered" | "dead letter stored" => Tone::Bad,
             "saved" | "archived" => Tone::Good,
-            "replayed" | "discarded" | "operator" | "reopened" => Tone::Warn,
+            "replayed" | "discarded" | "operator" | "reopened" | "deleted" => Tone::Warn,
             _ => Tone::Plain,
         };
         let when = Cell::new(Tone::Dim, format!("  {}", precise(moment.at)));
@@ -64,6 +64,7 @@ fn describe(state: State) -> (Tone, &'static str) {
         State::Active => (Tone::Good, "stored in PostgreSQL; the conversation is active"),
         State::Closing => (Tone::Good, "stored in PostgreSQL; the conversation is being closed"),
         State::Archived => (Tone::Good, "stored in PostgreSQL; the conversation is archived"),
+        State::Deleted => (Tone::Warn, "not stored: it was deleted"),
         State::DeadLetter => {
             (Tone::Bad, "not stored: open dead letter, see `verbatim dead-letters show`")
         }
