@@ -444,6 +444,8 @@ impl<'a> Batch<'a> {
             let mut rows = vec![first];
             rows.extend(std::iter::from_fn(|| all.next_if(|row| row.unit == unit)));
             if rows.iter().any(|row| ids.contains(&row_key_of(&row.row))) {
+                // No later unit with one of its ids comes before it.
+                ids.extend(rows.iter().map(|row| row_key_of(&row.row)));
                 self.pending.extend(rows);
                 continue;
             }

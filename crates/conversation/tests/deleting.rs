@@ -195,10 +195,11 @@ async fn an_archived_conversation_is_counted_again_without_the_deleted_message()
     delete(&replica, "d2", "m1").await;
     delete(&replica, "d3", "m2").await;
     while sweep(&closer).await != Swept::default() {}
-    assert_eq!(
-        sql(&env, "SELECT concat_ws('|', status, message_count, total_tokens) FROM conversations")
-            .await,
-        "archived|0|0"
-    );
+    let archived = "SELECT concat_ws('|', status, message_count, total_tokens) FROM conversations";
+    assert_eq!(sql(&env, archived).await, "archived|0|0");
     assert_eq!(sql(&env, "SELECT bool_or(reopened) FROM conversations").await, "f");
+    refresh(&replica.statistics).await;
+    assert_eq!(sql(&env, "SELECT count(*) FROM conversation_stats").await, "0");
+    let days = "SELECT concat_ws('|', conversations, messages, tokens) FROM daily_stats";
+    assert_eq!(sql(&env, days).await, "0|0|0");
 }

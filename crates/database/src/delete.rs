@@ -12,7 +12,7 @@ use domain::json::Json;
 use domain::message::tool_calls::{call_ids, without_call};
 use domain::time::Timestamp;
 use sqlx::postgres::{PgBindIterExt as _, PgRow};
-use sqlx::{PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::rows::BindKeys as _;
 use crate::{Database, Error, Result};
@@ -73,10 +73,13 @@ impl Database {
     ) -> Result<Vec<Deleted>> {
         self.in_transaction(async |connection| {
             let numbers = locked(connection, deletions, random).await?;
-            let mut outcomes = Vec::with_capacity(deletions.len());
-            for deletion in deletions {
-                let number = numbers.get(&deletion.key).copied().ok_or_else(contended)?;
-                outcomes.push(delete(connection, number, deletion).await?);
+            // Sorted, as saves are: two transactions cannot deadlock.
+            let mut sorted: Vec<usize> = (0..deletions.len()).collect();
+            sorted.sort_by_key(|n| (&deletions[*n].key, &deletions[*n].message));
+            let mut outcomes = vec![Deleted::Now; deletions.len()];
+            for n in sorted {
+                let number = numbers.get(&deletions[n].key).copied().ok_or_else(contended)?;
+                outcomes[n] = delete(connection, number, &deletions[n]).await?;
             }
             let changed: BTreeMap<_, _> = deletions
                 .iter()
@@ -185,9 +188,8 @@ async fn delete(
                 if let Some(call) = answers {
                     stub_callers(connection, conversation, &call).await?;
                 }
-                let calls = calls.and_then(|calls| Json::parse(calls).ok());
-                for call in calls.iter().flat_map(call_ids) {
-                    stub_results(connection, conversation, &call).await?;
+                if let Some(calls) = calls.and_then(|calls| Json::parse(calls).ok()) {
+                    stub_results(connection, conversation, call_ids(&calls)).await?;
                 }
                 return Ok(Deleted::Now);
             }
@@ -249,42 +251,35 @@ async fn count_as_empty(
     Ok(())
 }
 
-/// The messages of a conversation that have this call.
-async fn callers(
-    connection: &mut PgConnection,
-    conversation: i64,
-    call: &str,
-) -> Result<Vec<(String, Json)>> {
-    // Other ids may be written with escapes.
-    let is_plain = call.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
-    let found: Vec<(String, String)> = sqlx::query_as(
-        "SELECT id, tool_calls::text FROM message_rows
-         WHERE conversation = $1 AND created_at IS NOT NULL AND tool_calls IS NOT NULL
-               AND ($2 = '' OR strpos(tool_calls::text, $2) > 0)
-         ORDER BY created_at, id FOR UPDATE",
-    )
-    .bind(conversation)
-    .bind(if is_plain { call } else { "" })
-    .fetch_all(connection)
-    .await?;
-    let calls = found.into_iter().filter_map(|(id, calls)| Some((id, Json::parse(calls).ok()?)));
-    Ok(calls.filter(|(_, calls)| call_ids(calls).iter().any(|id| id == call)).collect())
-}
+/// The calls of the message `m`, one row for each.
+const CALLS: &str = "json_array_elements(CASE json_typeof(m.tool_calls) WHEN 'array' THEN m.tool_calls ELSE '[]' END)
+                     AS calls (call)";
 
 /// Takes a call whose result was deleted out of its message, unless there is another result.
 async fn stub_callers(connection: &mut PgConnection, conversation: i64, call: &str) -> Result<()> {
-    let (is_answered,): (bool,) = sqlx::query_as(
-        "SELECT EXISTS (SELECT FROM message_rows
-                        WHERE conversation = $1 AND created_at IS NOT NULL AND tool_call_id = $2)",
-    )
+    let callers: Vec<(String,)> = sqlx::query_as(AssertSqlSafe(format!(
+        "SELECT m.id FROM message_rows m
+         WHERE m.conversation = $1 AND m.created_at IS NOT NULL AND m.tool_calls IS NOT NULL
+               AND EXISTS (SELECT FROM {CALLS} WHERE call ->> 'id' = $2)
+               AND NOT EXISTS (SELECT FROM message_rows r
+                               WHERE r.conversation = $1 AND r.created_at IS NOT NULL AND r.tool_call_id = $2)
+         ORDER BY m.id"
+    )))
     .bind(conversation)
     .bind(call)
-    .fetch_one(&mut *connection)
+    .fetch_all(&mut *connection)
     .await?;
-    if is_answered {
-        return Ok(());
-    }
-    for (id, calls) in callers(connection, conversation, call).await? {
+    // One at a time: together they may be large.
+    for (id,) in callers {
+        let calls: Option<(String,)> = sqlx::query_as(
+            "SELECT tool_calls::text FROM message_rows
+             WHERE conversation = $1 AND id = $2 AND created_at IS NOT NULL AND tool_calls IS NOT NULL FOR UPDATE",
+        )
+        .bind(conversation)
+        .bind(&id)
+        .fetch_optional(&mut *connection)
+        .await?;
+        let Some(calls) = calls.and_then(|(calls,)| Json::parse(calls).ok()) else { continue };
         let rest = without_call(&calls, call);
         sqlx::query(
             "WITH counted AS (DELETE FROM message_tokens WHERE conversation = $1 AND id = $2)
@@ -299,18 +294,31 @@ async fn stub_callers(connection: &mut PgConnection, conversation: i64, call: &s
     Ok(())
 }
 
-/// Empties the results of a call that was deleted, unless another message has the call.
-async fn stub_results(connection: &mut PgConnection, conversation: i64, call: &str) -> Result<()> {
-    if !callers(connection, conversation, call).await?.is_empty() {
-        return Ok(());
-    }
-    let emptied: Vec<(String,)> = sqlx::query_as(
-        "UPDATE message_rows SET content = '', content_parts = NULL, tool_call_id = NULL, item = NULL, metadata = NULL
-         WHERE conversation = $1 AND created_at IS NOT NULL AND tool_call_id = $2
-         RETURNING id",
-    )
+/// Empties the results of calls that were deleted, unless another message has the call.
+async fn stub_results(
+    connection: &mut PgConnection,
+    conversation: i64,
+    mut calls: Vec<String>,
+) -> Result<()> {
+    calls.sort_unstable();
+    calls.dedup();
+    let emptied: Vec<(String,)> = sqlx::query_as(AssertSqlSafe(format!(
+        "WITH answered AS MATERIALIZED (
+             SELECT r.id, r.tool_call_id FROM message_rows r
+             WHERE r.conversation = $1 AND r.created_at IS NOT NULL AND r.tool_call_id = ANY ($2)),
+         called AS MATERIALIZED (
+             SELECT DISTINCT call ->> 'id' AS id FROM message_rows m CROSS JOIN LATERAL {CALLS}
+             WHERE m.conversation = $1 AND m.created_at IS NOT NULL AND m.tool_calls IS NOT NULL
+                   AND EXISTS (SELECT FROM answered)
+                   AND call ->> 'id' IN (SELECT tool_call_id FROM answered))
+         UPDATE message_rows e
+         SET content = '', content_parts = NULL, tool_call_id = NULL, item = NULL, metadata = NULL
+         FROM answered a
+         WHERE e.conversation = $1 AND e.id = a.id AND a.tool_call_id NOT IN (SELECT id FROM called WHERE id IS NOT NULL)
+         RETURNING e.id"
+    )))
     .bind(conversation)
-    .bind(call)
+    .bind(&calls)
     .fetch_all(&mut *connection)
     .await?;
     let ids: Vec<&str> = emptied.iter().map(|(id,)| id.as_str()).collect();

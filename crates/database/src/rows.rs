@@ -62,9 +62,9 @@ impl<'a> SaveRow<'a> {
     }
 }
 
-/// The place of a message in an action whose time is that of its receipt. Another attempt has a later time: if some messages
-/// of the action are stored, their time counts for the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The place of a message in an action whose time is that of its receipt. Another attempt has a later time: what stands
+/// before a message that is stored gets an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// A number of the action within the batch.
     pub action: usize,

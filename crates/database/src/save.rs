@@ -31,7 +31,7 @@ mod statement;
 
 pub use self::statement::{HotWrites, TOUCH_SECONDS};
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use domain::ids::ConversationKey;
 use domain::message::{BodyHash, Message};
@@ -40,7 +40,7 @@ use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::epoch::{OpenSaves, change_generations};
-use crate::rows::{MESSAGE_COLUMNS, SaveRow, corrupt, item_of, message};
+use crate::rows::{MESSAGE_COLUMNS, Place, SaveRow, corrupt, item_of, message};
 use crate::save::statement::Sent;
 use crate::tombstones::Tombstones;
 use crate::writers::WriterRow;
@@ -231,23 +231,24 @@ async fn finish<'a>(
     Ok(SavedBatch { rows, times: Vec::new(), reopened, touched })
 }
 
-/// The rows, where some of an action without a time are stored: the others get the time of these, and their place. Also
-/// the numbers of those that got another time. Nothing if no row changes.
+/// The rows, where some of an action without a time are stored: those that stand before one of these get the time that puts
+/// them there. The others have a later time already. Also the numbers of those that got another time. Nothing if no row
+/// changes.
 fn with_times_of_stored<'a>(
     rows: &[SaveRow<'a>],
     saved: &[Option<Saved>],
 ) -> (Vec<SaveRow<'a>>, Vec<(usize, Timestamp)>) {
-    let mut times_of_actions: HashMap<usize, Timestamp> = HashMap::new();
+    let mut stored: BTreeMap<Place, Timestamp> = BTreeMap::new();
     for (row, saved) in rows.iter().zip(saved) {
-        if let (Some(place), Some(Saved::Duplicate(stored))) = (row.place, saved) {
-            let time = stored.created_at.earlier_by(place.micros);
-            let known = times_of_actions.entry(place.action).or_insert(time);
-            *known = time.min(*known);
+        if let (Some(place), Some(Saved::Duplicate(message))) = (row.place, saved) {
+            stored.insert(place, message.created_at);
         }
     }
     let time = |row: &SaveRow<'_>| {
         let place = row.place?;
-        Some(times_of_actions.get(&place.action)?.later_by(place.micros))
+        let (behind, time) = stored.range(place..).next()?;
+        let distance = behind.micros - place.micros;
+        (behind.action == place.action).then(|| time.earlier_by(distance))
     };
     let is_open = |n: &usize| saved[*n].is_none();
     let times: Vec<(usize, Timestamp)> = (0..rows.len())

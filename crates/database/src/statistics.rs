@@ -329,6 +329,10 @@ static COMPUTE: LazyLock<String> = LazyLock::new(|| {
                  cache_write_tokens = excluded.cache_write_tokens,
                  reasoning_tokens = excluded.reasoning_tokens
              RETURNING tenant_id, agent_id, day),
+         -- A conversation whose last message was deleted has none.
+         removed AS (
+             DELETE FROM conversation_stats s USING mine c
+             WHERE c.conversation_id IS NULL AND s.tenant_id = c.tenant_id AND s.conversation_id = c.id),
          dirty_days AS (
              INSERT INTO daily_stats (tenant_id, agent_id, day)
              SELECT tenant_id, coalesce(agent_id, ''), day FROM written

@@ -406,6 +406,20 @@ async fn a_plan_that_was_made_while_the_tables_were_empty_uses_the_primary_key()
 }
 
 #[tokio::test]
+async fn a_plan_that_was_made_while_the_tables_were_empty_finds_deleted_messages_by_their_index() {
+    let (env, _) = migrated().await;
+    let statement = "SELECT c.id, EXISTS (SELECT FROM message_rows m WHERE m.conversation = c.number AND m.created_at IS NULL)
+                     FROM hot_epoch e LEFT JOIN conversations c ON c.tenant_id = $1 AND c.id = $2";
+    let explain = format!(
+        "SET plan_cache_mode = force_generic_plan; PREPARE one AS {statement};
+         EXPLAIN EXECUTE one (NULL, NULL)"
+    );
+    let plan = env.psql(&explain).await.unwrap();
+    assert!(plan.contains("message_rows_deleted"), "{plan}");
+    assert!(!plan.contains("message_rows_pkey"), "{plan}");
+}
+
+#[tokio::test]
 async fn connections_that_the_server_ended_cost_one_failure() {
     let (env, database) = migrated().await;
     let at_once = async || {

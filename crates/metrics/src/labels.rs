@@ -12,7 +12,7 @@ label! {
         Applied = "applied",
         /// It had been applied before.
         Duplicate = "duplicate",
-        /// It was dropped: its conversation or user was erased after it was sent.
+        /// It was dropped: it was deleted before, or its conversation or user was erased after it was sent.
         Erased = "erased",
         /// A copy was published to a retry queue.
         Retried = "retried",

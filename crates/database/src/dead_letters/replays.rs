@@ -186,7 +186,7 @@ impl Database {
         self.values(query).await
     }
 
-    /// Which of these messages are stored with the same content: their positions in the list.
+    /// Which of these messages are stored with the same content, or were deleted: their positions in the list.
     pub async fn stored_fingerprints(
         &self,
         fingerprints: &[ContentFingerprint],
@@ -197,7 +197,7 @@ impl Database {
                   WITH ORDINALITY AS k (tenant_id, conversation_id, id, hash, n)
              JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.conversation_id
              JOIN message_rows m ON m.conversation = c.number AND m.id = k.id
-             WHERE m.body_hash = k.hash",
+             WHERE m.body_hash = k.hash OR m.created_at IS NULL",
         )
         .bind(fingerprints.iter().map(|it| it.key.tenant.as_str()).collect::<Vec<_>>())
         .bind(fingerprints.iter().map(|it| it.key.conversation.as_str()).collect::<Vec<_>>())

@@ -166,6 +166,12 @@ fn statistics(row: &PgRow) -> Result<Differences> {
             fields if fields.is_empty() => Differences::None,
             fields => Differences::Fields(fields),
         },
-        (_, None) => Differences::None,
+        // Its last message was deleted.
+        (Some(stored), None) => Differences::Fields(vec![Difference {
+            field: "message_count".to_owned(),
+            is: stored.get("message_count").cloned().unwrap_or_default(),
+            should_be: 0.into(),
+        }]),
+        (None, None) => Differences::None,
     })
 }

@@ -1,6 +1,6 @@
 //! `conversation.save_message` bodies of one conversation as one `conversation.save_messages`.
 
-use crate::action::{ActionKind, ConversationSource, Identity, SaveMessage};
+use crate::action::{ActionKind, ConversationSource, Identity, SaveMessage, TimeSource};
 use crate::decode::MAX_ELEMENTS;
 use crate::json::members;
 
@@ -36,13 +36,16 @@ impl Grouping {
         Self { body: format!("{{{},\"messages\":[", fields.join(",")), messages: 0, max_bytes }
     }
 
-    /// Whether a message is of the same conversation and session, by the same fields, as another one.
+    /// Whether a message is of the same conversation and session, by the same fields, as another one, and both or none have
+    /// a `timestamp`.
     #[must_use]
     pub fn joins(one: &SaveMessage, other: &SaveMessage) -> bool {
+        let has_time = |it: &SaveMessage| it.common.time_source == TimeSource::Body;
         let place = |it: &SaveMessage| {
             (it.common.key.clone(), it.common.session.clone(), it.common.conversation_is_explicit)
         };
-        place(one) == place(other)
+        // Without a time of its own a message would get that of the one before it.
+        place(one) == place(other) && has_time(one) == has_time(other)
     }
 
     /// Adds a message, whose body was decoded. Returns whether it was added: the action may be full, or the sender of the

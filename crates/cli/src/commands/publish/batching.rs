@@ -36,13 +36,8 @@ pub(super) struct Batch {
 enum Entry {
     /// A line as it is.
     Line(Outgoing),
-    /// Messages of a conversation. The first line is published as it is if it stays the only one.
-    Messages {
-        first: Arc<Publication>,
-        message: Box<SaveMessage>,
-        lines: Vec<u64>,
-        grouping: Grouping,
-    },
+    /// Messages of a conversation, and the publications that they would be by themselves.
+    Messages { message: Box<SaveMessage>, alone: Vec<Outgoing>, grouping: Grouping },
 }
 
 impl Batch {
@@ -56,7 +51,8 @@ impl Batch {
         self.bytes += publication.body.len();
         match action {
             Some(Action::SaveMessage(message)) if router.groups => {
-                self.add_message(number, publication, message);
+                let max_bytes = router.validator.max_body_bytes;
+                self.add_message(number, publication, message, max_bytes);
             }
             action => {
                 // What follows it is published after it.
@@ -74,41 +70,58 @@ impl Batch {
         self.entries.push(Entry::Line(Outgoing { lines: vec![number], publication }));
     }
 
-    fn add_message(&mut self, number: u64, publication: Publication, message: Box<SaveMessage>) {
+    fn add_message(
+        &mut self,
+        number: u64,
+        publication: Publication,
+        message: Box<SaveMessage>,
+        max_bytes: usize,
+    ) {
         let key = &message.common.key;
         let open = self.open.get(key).and_then(|index| self.entries.get_mut(*index));
-        if let Some(Entry::Messages { message: first, lines, grouping, .. }) = open
+        let line =
+            |publication| Outgoing { lines: vec![number], publication: Arc::new(publication) };
+        if let Some(Entry::Messages { message: first, alone, grouping }) = open
             && Grouping::joins(first, &message)
             && grouping.add(&publication.body, &message)
         {
-            lines.push(number);
+            alone.push(line(publication));
             return;
         }
-        let mut grouping = Grouping::of(&message, MAX_BYTES);
+        let mut grouping = Grouping::of(&message, max_bytes.min(MAX_BYTES));
         if grouping.add(&publication.body, &message) {
             self.open.insert(key.clone(), self.entries.len());
-            let (first, lines) = (Arc::new(publication), vec![number]);
-            self.entries.push(Entry::Messages { first, message, lines, grouping });
+            let alone = vec![line(publication)];
+            self.entries.push(Entry::Messages { message, alone, grouping });
         } else {
             self.open.remove(key);
             self.add_line(number, publication);
         }
     }
 
-    /// The publications.
-    pub(super) fn into_publications(self) -> Vec<Outgoing> {
-        let kind = ActionKind::SaveMessages.as_str();
-        let outgoing = |entry| match entry {
-            Entry::Line(outgoing) => outgoing,
-            Entry::Messages { first, lines, grouping, .. } => {
-                let publication = match grouping.messages() {
-                    1 => first,
-                    _ => Arc::new(Publication::action(kind, grouping.into_body())),
-                };
-                Outgoing { lines, publication }
+    /// The publications. Messages that the workers would refuse together are published by themselves: together they are
+    /// nested more deeply.
+    pub(super) fn into_publications(self, router: &Router) -> Vec<Outgoing> {
+        let mut outgoing = Vec::with_capacity(self.entries.len());
+        for entry in self.entries {
+            match entry {
+                Entry::Line(line) => outgoing.push(line),
+                Entry::Messages { alone, .. } if alone.len() == 1 => outgoing.extend(alone),
+                Entry::Messages { alone, grouping, .. } => {
+                    let body = grouping.into_body();
+                    let decoded = router.validator.decode(&body);
+                    if decoded.is_ok_and(|action| action.refused_elements().next().is_none()) {
+                        let lines = alone.iter().flat_map(|it| it.lines.clone()).collect();
+                        let kind = ActionKind::SaveMessages.as_str();
+                        let publication = Arc::new(Publication::action(kind, body));
+                        outgoing.push(Outgoing { lines, publication });
+                    } else {
+                        outgoing.extend(alone);
+                    }
+                }
             }
-        };
-        self.entries.into_iter().map(outgoing).collect()
+        }
+        outgoing
     }
 }
 
@@ -130,7 +143,7 @@ mod tests {
             let line = Line { number, body: action.to_string().into_bytes() };
             assert!(batch.add(line, &router, &mut MissingFields::default()));
         }
-        batch.into_publications().into_iter().map(|it| it.lines).collect()
+        batch.into_publications(&router).into_iter().map(|it| it.lines).collect()
     }
 
     #[test]
@@ -163,5 +176,18 @@ mod tests {
         let large = "x".repeat(MAX_BYTES);
         let actions = [of("a", "1"), of("b", "2"), of("b", "3"), of("b", &large), of("b", "4")];
         assert_eq!(grouped(&actions), [&[1_u64][..], &[2, 3], &[4], &[5]]);
+    }
+
+    #[test]
+    fn messages_that_together_are_refused_are_published_by_themselves() {
+        // As deep as a message may be, and deeper inside of an action.
+        let nested = format!("{}1{}", "[".repeat(126), "]".repeat(126));
+        let deep = json!({"extra": serde_json::from_str::<Value>(&nested).unwrap()});
+        assert_eq!(grouped(&[body("a", "1", &deep), body("a", "2", &deep)]), [[1], [2]]);
+        let with = |extra: Value| body("a", "m", &extra);
+        let timeless = with(json!({"timestamp": null}));
+        let timed = with(json!({"timestamp": "2020-01-01T00:00:00Z"}));
+        let actions = [timed.clone(), timeless.clone(), timeless, timed];
+        assert_eq!(grouped(&actions), [&[1_u64][..], &[2, 3], &[4]]);
     }
 }

@@ -103,18 +103,18 @@ impl Sending {
                 continue;
             }
             if waiting.lines >= CHUNK_ACTIONS || waiting.bytes >= CHUNK_BYTES {
-                self.send(std::mem::take(&mut waiting)).await;
+                self.send(std::mem::take(&mut waiting), router).await;
             }
         }
-        self.send(waiting).await;
+        self.send(waiting, router).await;
         read
     }
 
-    async fn send(&mut self, actions: Batch) {
+    async fn send(&mut self, actions: Batch, router: &Router) {
         while self.in_flight.len() >= CHUNKS_IN_FLIGHT - 1 {
             self.settle_next().await;
         }
-        let actions = actions.into_publications();
+        let actions = actions.into_publications(router);
         if actions.is_empty() {
             return;
         }
