@@ -132,7 +132,7 @@ impl Saver {
             bisection = bisection.undivided();
         }
         while let Some((part, database)) = bisection.next() {
-            let part_in_order = in_key_order(part);
+            let part_in_order = in_key_order(part, batch.has_units);
             let rows: Vec<SaveRow<'_>> = part_in_order.iter().map(|row| row.row).collect();
             let random = || self.random.next();
             let save = || database.save(&rows, hot, &random, wanted);
@@ -313,6 +313,8 @@ struct Row<'a> {
 
 struct Batch<'a> {
     actions: &'a [ToSave<'a>],
+    /// Whether a unit has more than one message, or is atomic.
+    has_units: bool,
     /// Whether units repeat ids, of which one has more than one message or is atomic.
     repeats_ids: bool,
     /// One for each action; `None` until it is decided.
@@ -408,6 +410,7 @@ impl<'a> Batch<'a> {
         }
         Self {
             actions,
+            has_units,
             repeats_ids,
             outcomes,
             pending,
@@ -623,11 +626,12 @@ fn row_key_of<'a>(row: &SaveRow<'a>) -> RowKey<'a> {
     (row.key, row.message.id.as_str())
 }
 
-/// The rows in the order in which they are saved: two batches cannot deadlock.
-fn in_key_order<'r, 'a>(part: &'r [Row<'a>]) -> Vec<&'r Row<'a>> {
+/// The rows in the order in which they are saved: two batches cannot deadlock. Without units they are sorted already.
+fn in_key_order<'r, 'a>(part: &'r [Row<'a>], has_units: bool) -> Vec<&'r Row<'a>> {
     let mut rows: Vec<&Row<'a>> = part.iter().collect();
-    // Without units they are sorted already, which the sort finds in one pass.
-    rows.sort_by(|a, b| row_key_of(&a.row).cmp(&row_key_of(&b.row)));
+    if has_units {
+        rows.sort_by(|a, b| row_key_of(&a.row).cmp(&row_key_of(&b.row)));
+    }
     rows
 }
 

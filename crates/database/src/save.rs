@@ -238,6 +238,9 @@ fn with_times_of_stored<'a>(
     rows: &[SaveRow<'a>],
     saved: &[Option<Saved>],
 ) -> (Vec<SaveRow<'a>>, Vec<(usize, Timestamp)>) {
+    if rows.iter().all(|row| row.place.is_none()) {
+        return Default::default();
+    }
     let mut stored: BTreeMap<Place, Timestamp> = BTreeMap::new();
     for (row, saved) in rows.iter().zip(saved) {
         if let (Some(place), Some(Saved::Duplicate(message))) = (row.place, saved) {

@@ -5,6 +5,9 @@
 //! them too: it becomes a dead letter of its own, and a replay takes its place.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 
 use super::fault::FieldError;
 use super::fields::{Field, Fields, Inherited};
@@ -22,6 +25,10 @@ use crate::wire;
 
 /// The most messages of one action.
 pub const MAX_ELEMENTS: usize = 100;
+
+/// What a body with the field `messages` has: its name, or the beginning of an escape for one of its letters.
+static NAMES: LazyLock<[Finder<'static>; 3]> =
+    LazyLock::new(|| ["messages", r"\u006", r"\u007"].map(Finder::new));
 
 /// What a body becomes when each of its messages is an action of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +49,11 @@ impl Extent {
     /// Of a body, which need not be valid.
     #[must_use]
     pub fn of(body: &[u8]) -> Self {
-        // Nearly every body has one message: only those that may have the field are parsed.
-        let has = |text: &[u8]| memchr::memmem::find(body, text).is_some();
-        // Its name may be written with escapes for its letters.
-        if !["messages", r"\u006", r"\u007"].iter().any(|text| has(text.as_bytes())) {
+        // Nearly every body has one message: only those that may have the field are parsed. Most others have no array at
+        // all, which is found out fastest.
+        let may_have_messages = memchr::memchr(b'[', body).is_some()
+            && NAMES.iter().any(|name| name.find(body).is_some());
+        if !may_have_messages {
             return Self::of_one(body);
         }
         Self::of_several(body).unwrap_or_else(|| Self::of_one(body))
