@@ -27,6 +27,49 @@ pub enum InvalidTimestamp {
     Range(String),
 }
 
+/// A valid time in the form that most agents send: `2026-01-31T09:30:00Z`, with up to six digits of a fraction. Everything
+/// else is left to chrono. It saves a hundredth of the instructions of a saved message (`cargo xtask bench save`).
+fn usual(text: &[u8]) -> Option<Timestamp> {
+    let (date_and_time, rest) = text.split_at_checked(19)?;
+    let fraction = match rest {
+        b"Z" => &[][..],
+        [b'.', digits @ .., b'Z'] if (1..=6).contains(&digits.len()) => digits,
+        _ => return None,
+    };
+    let separators = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
+    if separators.into_iter().any(|(at, byte)| date_and_time[at] != byte) {
+        return None;
+    }
+    let number = |digits: &[u8]| {
+        let digit = |byte: &u8| byte.is_ascii_digit().then(|| i64::from(byte - b'0'));
+        digits.iter().try_fold(0, |number, byte| Some(number * 10 + digit(byte)?))
+    };
+    let part = |range: std::ops::Range<usize>| number(&date_and_time[range]);
+    let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
+    let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        2 if is_leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if !(1..=days).contains(&day) || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    // The number of days since 1970: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `days_from_civil`.
+    let year = if month <= 2 { year - 1 } else { year };
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let since_0000 = year * 365 + year / 4 - year / 100 + year / 400 + day_of_year;
+    let seconds = ((since_0000 - 719_468) * 24 + hour) * 3_600 + minute * 60 + second;
+    let micros = fraction.iter().chain(b"000000").take(6);
+    let micros = micros.fold(0, |micros, byte| micros * 10 + i64::from(byte & 0x0f));
+    // A digit of the fraction that is none is not read as one.
+    number(fraction)?;
+    Timestamp::from_micros(seconds * 1_000_000 + micros).ok()
+}
+
 impl Timestamp {
     /// The earliest valid time.
     pub const EARLIEST: Self = Self(0);
@@ -57,6 +100,10 @@ impl Timestamp {
     /// Parses RFC 3339. A text without an offset is UTC; digits after the microseconds are cut off. The seconds may be
     /// absent, a space may stand before the offset, and the offset may be written without a colon or minutes.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
+        usual(text.as_bytes()).map_or_else(|| Self::parse_any(text), Ok)
+    }
+
+    fn parse_any(text: &str) -> Result<Self, InvalidTimestamp> {
         // chrono also takes U+2212, the typographic minus, before an offset; the published schemas do not.
         if !text.is_ascii() {
             return Err(InvalidTimestamp::Format(excerpt(text)));
@@ -214,5 +261,42 @@ impl schemars::JsonSchema for Timestamp {
             "description": "RFC 3339, from 1970 to 2199. Without an offset it is UTC. Digits after the microseconds are cut \
                 off. The seconds, and the colon and the minutes of the offset, may be absent.",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_in_the_usual_form_is_the_one_that_chrono_reads() {
+        let agrees = |text: &str| {
+            if let Some(time) = usual(text.as_bytes()) {
+                assert_eq!(Timestamp::parse_any(text), Ok(time), "{text}");
+            }
+        };
+        for day in -2..84_010_i64 {
+            let moment =
+                DateTime::<Utc>::from_timestamp(day * 86_400 + 86_399 - day % 7, 0).unwrap();
+            let text = moment.format("%Y-%m-%dT%H:%M:%SZ").to_string();
+            agrees(&text);
+            let is_in_range = Timestamp::parse_any(&text).is_ok();
+            assert_eq!(usual(text.as_bytes()).is_some(), is_in_range, "{text}");
+        }
+        for text in
+            ["2026-02-28T23:59:59.123456Z", "2100-03-01T00:00:00.5Z", "2000-12-31T10:20:30Z"]
+        {
+            assert!(usual(text.as_bytes()).is_some(), "{text}");
+            for at in 0..text.len() {
+                for byte in b' '..=b'~' {
+                    let mut other = text.as_bytes().to_vec();
+                    other[at] = byte;
+                    agrees(std::str::from_utf8(&other).unwrap());
+                }
+                agrees(&text[..at]);
+                agrees(&text[at..]);
+                agrees(&format!("{}0{}", &text[..at], &text[at..]));
+            }
+        }
     }
 }
