@@ -26,7 +26,7 @@ use crate::wire;
 /// The most messages of one action.
 pub const MAX_ELEMENTS: usize = 100;
 
-/// What a body with the field `messages` has: its name, or the beginning of an escape for one of its letters.
+/// What a body with the field `messages` has: its name, or the beginning of an escape for one of its characters.
 static NAMES: LazyLock<[Finder<'static>; 3]> =
     LazyLock::new(|| ["messages", r"\u006", r"\u007"].map(Finder::new));
 
