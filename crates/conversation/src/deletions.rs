@@ -59,12 +59,14 @@ impl Deletions {
         failpoints::reached(Step::DeletionCommitted);
         let deleted = outcomes.iter().filter(|it| matches!(it, Ok(Deleted::Now))).count();
         self.recorder.metrics().add(Counter::MessagesDeleted, deleted as u64);
-        // Nobody reads these copies: their conversations have new generations. But what was said shall not stay there.
+        // Their conversations have new generations, so these copies are read only while PostgreSQL is unavailable. But what
+        // was said shall not stay there.
         if let Err(error) = self.hot.drop_copies(&keys).await {
             tracing::warn!(
                 conversations = keys.len(),
                 error = with_causes(&error),
-                "Redis unavailable; hot copies with deleted messages stay until they expire, and are not read"
+                "hot copies with deleted messages could not be dropped from Redis; they stay until they are loaded again or \
+                 expire, and are read only while PostgreSQL is unavailable"
             );
         }
         Ok(outcomes)

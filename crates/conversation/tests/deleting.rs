@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use conversation::{Deleted, Swept};
+use conversation::{Deleted, Swept, ToSave};
 use domain::action::Action;
 use domain::failure::{Done, Outcome};
 use fixtures::{
@@ -202,4 +202,16 @@ async fn an_archived_conversation_is_counted_again_without_the_deleted_message()
     assert_eq!(sql(&env, "SELECT count(*) FROM conversation_stats").await, "0");
     let days = "SELECT concat_ws('|', conversations, messages, tokens) FROM daily_stats";
     assert_eq!(sql(&env, days).await, "0|0|0");
+}
+
+#[tokio::test]
+async fn an_atomic_action_is_saved_without_its_deleted_message() {
+    let (env, replica) = stores().await;
+    delete(&replica, "d1", "m2").await;
+    let messages = ["m1", "m2", "m3"].map(|id| to_save("s", id, &json!({})));
+    let to_save = |message| ToSave { message, unit: 0, atomic: true, after_receipt: None };
+    let outcomes = replica.saver.save_units(&messages.each_ref().map(to_save)).await.unwrap();
+    assert_eq!(outcomes, [Ok(Done::Applied), ERASED, Ok(Done::Applied)]);
+    let ids = "SELECT string_agg(id, ' ' ORDER BY id) FROM messages";
+    assert_eq!(sql(&env, ids).await, "m1 m3");
 }

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
+use super::content::INSTEAD_OF_CONTENT;
 use super::fault::FieldError;
 use super::fields::{Field, Fields, Inherited};
 use super::identity::{derived_element, element_of};
@@ -84,8 +85,8 @@ const OF_THE_ACTION: [&str; 7] = [
 /// Fields that an action and its messages have in common.
 const OF_THE_CONVERSATION: [&str; 3] = ["tenant_id", "session_id", "conversation_id"];
 
-/// Fields that only a message has: those of the contract, and those from which its text is read.
-const OF_A_MESSAGE: [&str; 20] = [
+/// Fields that only a message has, beside those that [stand for its content](INSTEAD_OF_CONTENT).
+const OF_A_MESSAGE: [&str; 14] = [
     "role",
     "content",
     "message_id",
@@ -100,13 +101,11 @@ const OF_A_MESSAGE: [&str; 20] = [
     "parent_message_id",
     "context_hash",
     "parts",
-    "refusal",
-    "audio",
-    "function_call",
-    "reasoning",
-    "reasoning_content",
-    "reasoning_details",
 ];
+
+fn of_a_message() -> impl Iterator<Item = &'static str> {
+    OF_A_MESSAGE.into_iter().chain(INSTEAD_OF_CONTENT)
+}
 
 /// The action and its messages.
 pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
@@ -114,8 +113,7 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let payload: wire::SaveMessages<'_> = received.fields.read()?;
     let path = received.fields.path("messages");
     let elements = elements(payload.messages.0, &path)?;
-    if let Some(name) = OF_A_MESSAGE.into_iter().find(|name| received.fields.value(name).is_some())
-    {
+    if let Some(name) = of_a_message().find(|name| received.fields.value(name).is_some()) {
         let fault = format!("is a field of a message; send it in the elements of `{path}`");
         return Err(received.fields.error(name, &fault));
     }
@@ -263,7 +261,8 @@ fn elements<'a>(array: &'a str, path: &str) -> Result<Vec<&'a str>, FieldError> 
 
 /// The fields of an action that its messages have, too.
 fn inherited<'a>(action: &Fields<'a>) -> Inherited<'a> {
-    let is_wanted = |name: &str| !OF_THE_ACTION.contains(&name) && !OF_A_MESSAGE.contains(&name);
+    let is_wanted =
+        |name: &str| !OF_THE_ACTION.contains(&name) && of_a_message().all(|other| other != name);
     let mut fields = action.named(is_wanted);
     fields.insert(0, Field::implied("action_type", "\"conversation.save_message\""));
     Inherited::new(fields)

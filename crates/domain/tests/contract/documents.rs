@@ -5,6 +5,7 @@
 //! schema refuses: a test compares the two on random values.
 
 use domain::action::{ActionKind, state};
+use domain::decode::INSTEAD_OF_CONTENT;
 use domain::event::{DeadLettered, Erased, Migrated, Reopened};
 use domain::{reply, wire};
 use schemars::generate::SchemaSettings;
@@ -68,7 +69,7 @@ fn action_with<P: JsonSchema>(kind: ActionKind, mut needed: Vec<Value>) -> Schem
             .map(String::as_str)
             .filter(|it| !properties.contains_key(*it))
             .collect();
-        needed.push(json!({ "not": anywhere(&[&of_a_message[..], &WITH_TEXT].concat()) }));
+        needed.push(json!({ "not": anywhere(&[&of_a_message[..], &["parts"], &INSTEAD_OF_CONTENT].concat()) }));
         properties["messages"]["anyOf"][0]["items"] = json!({ "$ref": "#/$defs/Message" });
         message.properties
     });
@@ -85,17 +86,6 @@ fn action_with<P: JsonSchema>(kind: ActionKind, mut needed: Vec<Value>) -> Schem
     definitions.insert("Fields".to_owned(), json!({ "type": "object", "properties": properties }));
     document(kind.as_str(), description.as_ref(), definitions, object("Fields", &needed))
 }
-
-/// Fields that the contract does not define, and from which the text of a message is read.
-const WITH_TEXT: [&str; 7] = [
-    "parts",
-    "refusal",
-    "audio",
-    "function_call",
-    "reasoning",
-    "reasoning_content",
-    "reasoning_details",
-];
 
 /// The fields of an action.
 struct Fields {
