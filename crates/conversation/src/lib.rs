@@ -39,7 +39,7 @@ pub use reader::{
     HotCopyError, Reader, Source, Transcript, current_numbers, read_database, read_hot_copy,
 };
 pub use redis_server::{UnknownServer, check_server, record_server};
-pub use saver::{Saver, ToSave};
+pub use saver::{Saver, SyncOutcome, ToSave, ToSync};
 pub use sessions::Sessions;
 pub use statistics::{Stale, Statistics};
 pub use transient::retry_transient;

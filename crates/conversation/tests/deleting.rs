@@ -209,7 +209,7 @@ async fn an_atomic_action_is_saved_without_its_deleted_message() {
     let (env, replica) = stores().await;
     delete(&replica, "d1", "m2").await;
     let messages = ["m1", "m2", "m3"].map(|id| to_save("s", id, &json!({})));
-    let to_save = |message| ToSave { message, unit: 0, atomic: true, after_receipt: None };
+    let to_save = |message| ToSave { atomic: true, ..ToSave::alone(0, message) };
     let outcomes = replica.saver.save_units(&messages.each_ref().map(to_save)).await.unwrap();
     assert_eq!(outcomes, [Ok(Done::Applied), ERASED, Ok(Done::Applied)]);
     let ids = "SELECT string_agg(id, ' ' ORDER BY id) FROM messages";

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
-use conversation::Deleted;
-use domain::action::{Action, ActionKind};
+use conversation::{Deleted, SyncOutcome, ToSync};
+use domain::action::{Action, ActionKind, SyncMessages};
 use domain::failure::{DeadLetterReason, Failure};
 use fixtures::{Replica, action, applied, decoded, duplicate, saving, sql, stores};
 use serde_json::{Map, Value, json};
@@ -121,6 +122,44 @@ async fn assert_stored(env: &TestEnv, body: &Value, place: usize) {
     }
 }
 
+/// An action of one message with all fields, and that message.
+fn body_with_a_message(kind: ActionKind) -> (Value, Value) {
+    let mut message = full_body(ActionKind::SaveMessage);
+    let mut body = message.clone();
+    // Fields of the action alone.
+    for name in ["correlation_id", "callback_queue_name"] {
+        message.as_object_mut().unwrap().remove(name);
+    }
+    let of_a_message = [
+        "role",
+        "content",
+        "message_id",
+        "tokens_estimate",
+        "processing_time_ms",
+        "tool_call_id",
+        "tool_calls",
+        "item",
+        "usage",
+        "finish_reason",
+        "response_id",
+        "parent_message_id",
+        "context_hash",
+    ];
+    for name in of_a_message {
+        body.as_object_mut().unwrap().remove(name);
+    }
+    body["action_type"] = kind.as_str().into();
+    body["messages"] = json!([message]);
+    (body, message)
+}
+
+async fn sync(replica: &Replica, list: &SyncMessages, body: &Value) {
+    let body = body.to_string();
+    let to_sync = ToSync { action: list, body: body.as_bytes(), is_tried: &AtomicBool::new(false) };
+    let synced = replica.saver.sync(&[to_sync]).await.unwrap().pop().unwrap();
+    assert!(matches!(synced, Ok(SyncOutcome::Stored(_))), "{synced:?}");
+}
+
 async fn recorded(replica: &Replica, action: Action) -> Result<(), Failure> {
     let outcome = replica.sessions.record(&[action]).await.unwrap().pop().unwrap();
     outcome.map(|done| assert_eq!(Ok(done), applied()))
@@ -136,29 +175,16 @@ async fn every_field_of_every_action_is_stored_where_the_contract_says() {
                 assert_eq!(replica.save(&[saving(action(&body))]).await, [applied()]);
                 assert_stored(&env, &body, 0).await;
             }
-            ActionKind::SaveMessages => {
+            ActionKind::SaveMessages | ActionKind::SyncMessages => {
                 let (env, replica) = stores().await;
-                let mut message = full_body(ActionKind::SaveMessage);
-                let mut body = message.clone();
-                // Fields of the action alone.
-                for name in ["correlation_id", "callback_queue_name"] {
-                    message.as_object_mut().unwrap().remove(name);
+                let (body, message) = body_with_a_message(kind);
+                match action(&body) {
+                    Action::SyncMessages(list) => sync(&replica, &list, &body).await,
+                    action => {
+                        let saves: Vec<_> = action.messages().cloned().collect();
+                        assert_eq!(replica.save(&saves).await, [applied()]);
+                    }
                 }
-                for name in
-                    ["role", "content", "message_id", "tokens_estimate", "processing_time_ms"]
-                {
-                    body.as_object_mut().unwrap().remove(name);
-                }
-                for name in ["tool_call_id", "tool_calls", "item", "usage", "finish_reason"] {
-                    body.as_object_mut().unwrap().remove(name);
-                }
-                for name in ["response_id", "parent_message_id", "context_hash"] {
-                    body.as_object_mut().unwrap().remove(name);
-                }
-                body["action_type"] = kind.as_str().into();
-                body["messages"] = json!([message]);
-                let saves: Vec<_> = action(&body).messages().cloned().collect();
-                assert_eq!(replica.save(&saves).await, [applied()]);
                 assert_stored(&env, &message, 0).await;
             }
             ActionKind::SessionOpened | ActionKind::SessionClosed | ActionKind::Feedback => {

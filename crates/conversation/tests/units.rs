@@ -28,7 +28,7 @@ fn units(count: usize, contents: &[(usize, usize, &str)]) -> Vec<(usize, SaveMes
 }
 
 fn in_unit(unit: usize, message: &SaveMessage, atomic: bool) -> ToSave<'_> {
-    ToSave { message, unit, atomic, after_receipt: None }
+    ToSave { atomic, ..ToSave::alone(unit, message) }
 }
 
 async fn save(replica: &Replica, units: &[(usize, SaveMessage)], atomic: bool) -> Vec<Outcome> {

@@ -174,6 +174,9 @@ CREATE TABLE message_rows (
     -- The id of the action that deleted the message, and when its sender did.
     deleted_by         text COLLATE "C",
     deleted_at         timestamptz,
+    -- True: the sender gave no time for this message. It was sent together with others, and `created_at` follows from
+    -- its place among them, so no response time is computed from it. Null otherwise.
+    time_estimated     boolean,
     PRIMARY KEY (conversation, id)
 );
 
@@ -183,6 +186,23 @@ CREATE INDEX message_rows_in_order ON message_rows (conversation, created_at) WH
 
 -- Deleted messages: a reader leaves them out of a hot copy to which a slow saver has appended one.
 CREATE INDEX message_rows_deleted ON message_rows (conversation, id) WHERE created_at IS NULL;
+
+-- Further computed ids of messages, by which `conversation.sync_messages` recognises what is stored: of a message with an
+-- id of its sender's, and of the newest message where a list was found to end as the conversation does.
+CREATE TABLE sync_aliases (
+    conversation bigint NOT NULL,
+    computed     uuid NOT NULL,
+    message_id   text COLLATE "C" NOT NULL,
+    PRIMARY KEY (conversation, computed)
+);
+
+CREATE INDEX sync_aliases_by_message ON sync_aliases (conversation, message_id) WHERE message_id IS NOT NULL;
+
+-- The hash of the system and developer messages that `conversation.sync_messages` stored last in a conversation.
+CREATE TABLE sync_heads (
+    conversation bigint PRIMARY KEY,
+    hash         bytea NOT NULL
+);
 
 -- The tokens of messages, counted when their conversation closes. They are not a column of
 -- `message_rows`: an update would write each row and its index entries a second time.
@@ -197,7 +217,7 @@ CREATE VIEW messages AS
 SELECT c.tenant_id, c.id AS conversation_id, m.id, m.role, m.content, m.content_parts, m.tool_calls,
        m.tool_call_id, t.tokens, m.tokens_estimate, m.user_id, m.agent_id, m.model_name,
        m.processing_time_ms, m.created_at, m.received_at, m.body_hash, m.format, m.metadata, m.item, m.usage,
-       m.finish_reason, m.response_id, m.parent_message_id, m.context_hash
+       m.finish_reason, m.response_id, m.parent_message_id, m.context_hash, m.time_estimated
 FROM message_rows m
 JOIN conversations c ON c.number = m.conversation
 LEFT JOIN message_tokens t ON t.conversation = m.conversation AND t.id = m.id

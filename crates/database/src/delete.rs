@@ -11,9 +11,10 @@ use domain::ids::{ConversationKey, MessageId, SessionId};
 use domain::json::Json;
 use domain::message::tool_calls::{call_ids, without_call};
 use domain::time::Timestamp;
-use sqlx::postgres::{PgBindIterExt as _, PgRow};
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::postgres::PgBindIterExt as _;
+use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::first_lock::{Locked, ToLock, lock_or_insert};
 use crate::rows::BindKeys as _;
 use crate::{Database, Error, Result};
 
@@ -78,7 +79,7 @@ impl Database {
             sorted.sort_by_key(|n| (&deletions[*n].key, &deletions[*n].message));
             let mut outcomes = vec![Deleted::Now; deletions.len()];
             for n in sorted {
-                let number = numbers.get(&deletions[n].key).copied().ok_or_else(contended)?;
+                let number = numbers.get(&deletions[n].key).ok_or_else(contended)?.number;
                 outcomes[n] = delete(connection, number, &deletions[n]).await?;
             }
             let changed: BTreeMap<_, _> = deletions
@@ -110,53 +111,25 @@ impl Database {
 }
 
 fn contended() -> Error {
-    Error::Contended(format!("a conversation or message changed during each of {ROUNDS} attempts"))
+    Error::Contended(format!("a message changed during each of {ROUNDS} attempts"))
 }
 
-/// Locks the conversations in key order, those that are missing inserted. Returns their numbers.
+/// Locks the conversations of the deletions.
 async fn locked<'a>(
     connection: &mut PgConnection,
     deletions: &'a [Deletion],
     random: &(dyn Fn() -> i64 + Sync),
-) -> Result<BTreeMap<&'a ConversationKey, i64>> {
-    let conversations: BTreeMap<&ConversationKey, &Deletion> =
-        deletions.iter().map(|it| (&it.key, it)).collect();
-    let all = || conversations.values();
-    for _ in 0..ROUNDS {
-        sqlx::query(
-            "INSERT INTO conversations (tenant_id, id, session_id, agent_id, user_id, model_name, tenant_tier,
-                                        created_at, hot_generation)
-             SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                                  $8::timestamptz[], $9::bigint[])
-             ON CONFLICT (tenant_id, id) DO NOTHING",
-        )
-        .bind_keys(conversations.keys().copied())
-        .bind(all().map(|it| it.session.as_str()).collect::<Vec<_>>())
-        .bind(all().map(|it| it.agent_id.as_deref()).collect::<Vec<_>>())
-        .bind(all().map(|it| it.user_id.as_deref()).collect::<Vec<_>>())
-        .bind(all().map(|it| it.model_name.as_deref()).collect::<Vec<_>>())
-        .bind(all().map(|it| it.tenant_tier.as_deref()).collect::<Vec<_>>())
-        .bind(all().map(|it| DateTime::<Utc>::from(it.deleted_at)).collect::<Vec<_>>())
-        .bind(all().map(|_| random()).collect::<Vec<_>>())
-        .execute(&mut *connection)
-        .await?;
-        let found = sqlx::query(
-            "SELECT c.number
-             FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (tenant_id, id, n)
-             CROSS JOIN LATERAL (SELECT number FROM conversations c
-                                 WHERE c.tenant_id = k.tenant_id AND c.id = k.id
-                                 FOR NO KEY UPDATE) AS c
-             ORDER BY k.n",
-        )
-        .bind_keys(conversations.keys().copied())
-        .fetch_all(&mut *connection)
-        .await?;
-        if found.len() == conversations.len() {
-            let number = |(key, row): (_, &PgRow)| Ok((key, row.try_get::<i64, _>("number")?));
-            return conversations.into_keys().zip(&found).map(number).collect();
-        }
-    }
-    Err(contended())
+) -> Result<BTreeMap<&'a ConversationKey, Locked>> {
+    let to_lock = |it: &'a Deletion| ToLock {
+        session: it.session.as_str(),
+        agent_id: it.agent_id.as_deref(),
+        user_id: it.user_id.as_deref(),
+        model_name: it.model_name.as_deref(),
+        tenant_tier: it.tenant_tier.as_deref(),
+        created_at: it.deleted_at,
+    };
+    let conversations = deletions.iter().map(|it| (&it.key, to_lock(it))).collect();
+    lock_or_insert(connection, &conversations, random).await
 }
 
 /// Whether the row is a deleted message, the action that deleted it, and of another one its calls and the call that it

@@ -17,6 +17,7 @@ mod delete;
 mod durability;
 mod epoch;
 mod error;
+mod first_lock;
 #[cfg(test)]
 mod golden;
 mod locked;
@@ -34,6 +35,7 @@ mod session_history;
 mod session_update;
 mod sessions;
 mod statistics;
+mod sync;
 mod tombstones;
 mod trace;
 mod verify;
@@ -63,6 +65,7 @@ pub use session_events::SessionEventView;
 pub use session_update::SessionUpdate;
 pub use sessions::SessionView;
 pub use statistics::{ConversationStats, DayKey, DayRefresh, StaleConversation, StaleDay};
+pub use sync::{ListToSync, SyncRefusal, Synced, SyncedBatch, SyncedList};
 pub use trace::{ConversationTrace, MessageTrace};
 pub use verify::{
     ConversationCheck, DayCheck, Difference, Differences, OrphanedRows, OrphanedStatistics, Repair,

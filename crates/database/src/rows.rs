@@ -44,6 +44,8 @@ pub struct SaveRow<'a> {
     pub place: Option<Place>,
     /// The time with which it is stored.
     pub created_at: Timestamp,
+    /// Whether its sender gave no time to it: that follows from its place among the messages that were sent with it.
+    pub is_time_estimated: bool,
 }
 
 impl<'a> SaveRow<'a> {
@@ -58,6 +60,7 @@ impl<'a> SaveRow<'a> {
             body_hash: message.body_hash(),
             place: None,
             created_at: message.created_at,
+            is_time_estimated: false,
         }
     }
 }

@@ -172,7 +172,7 @@ impl Database {
     }
 
     /// Saves rows that are expected to be new; `None` if nothing was stored.
-    async fn send<'a>(
+    pub(crate) async fn send<'a>(
         &self,
         connection: &mut PgConnection,
         rows: &[&SaveRow<'a>],
@@ -325,7 +325,7 @@ async fn compare(
     Ok(found.len())
 }
 
-fn is_stored_already(error: &Error) -> bool {
+pub(crate) fn is_stored_already(error: &Error) -> bool {
     let Error::Database(sqlx::Error::Database(error)) = error else { return false };
     error.constraint() == Some("message_rows_pkey")
 }

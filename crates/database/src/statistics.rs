@@ -74,7 +74,8 @@ pub struct ConversationStats {
     pub total_tokens: i64,
     /// From the first message to the last, in seconds.
     pub duration_seconds: f64,
-    /// Average time from a user message to the assistant message that directly follows it, in seconds.
+    /// Average time from a user message to the assistant message that directly follows it, in seconds; without pairs whose
+    /// times are estimated.
     pub avg_response_seconds: Option<f64>,
     /// The user's satisfaction, 1 to 5.
     pub satisfaction: Option<i16>,
@@ -249,12 +250,14 @@ pub(crate) const COMPUTED: &str = concat!("
                count(*) FILTER (WHERE role = 'user') AS of_users,
                count(*) FILTER (WHERE role = 'assistant') AS of_assistants,
                avg(extract(epoch FROM created_at - previous_at)::float8)
-                   FILTER (WHERE role = 'assistant' AND previous_role = 'user') AS response_seconds,
+                   FILTER (WHERE role = 'assistant' AND previous_role = 'user'
+                                 AND time_estimated IS NULL AND previous_estimated IS NULL) AS response_seconds,
                ", reported!("input_tokens"), ", ", reported!("output_tokens"), ", ",
                reported!("cache_read_tokens"), ", ", reported!("cache_write_tokens"), ", ",
                reported!("reasoning_tokens"), "
-        FROM (SELECT role, created_at, usage, lag(role) OVER in_order AS previous_role,
-                     lag(created_at) OVER in_order AS previous_at
+        FROM (SELECT role, created_at, usage, time_estimated, lag(role) OVER in_order AS previous_role,
+                     lag(created_at) OVER in_order AS previous_at,
+                     lag(time_estimated) OVER in_order AS previous_estimated
               FROM message_rows
               WHERE conversation = c.number AND created_at IS NOT NULL
               WINDOW in_order AS (ORDER BY created_at, id)) AS listed

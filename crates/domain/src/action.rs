@@ -3,8 +3,10 @@
 
 mod kind;
 pub mod state;
+mod sync;
 
 pub use self::kind::ActionKind;
+pub use self::sync::{ListedMessage, SyncMessages};
 
 use crate::envelope::Resolved;
 use crate::failure::Refusal;
@@ -22,6 +24,8 @@ pub enum Action {
     SaveMessage(Box<SaveMessage>),
     /// Save messages of one conversation, in their order.
     SaveMessages(SaveMessages),
+    /// Save those messages of a whole list that are not saved yet.
+    SyncMessages(SyncMessages),
     /// Delete a message.
     DeleteMessage(Common, wire::DeleteMessage),
     /// A session began.
@@ -86,6 +90,8 @@ pub struct Element {
     pub message: Result<Box<SaveMessage>, Refusal>,
     /// Its id and times, also where it is refused: it keeps them as an action of its own.
     pub resolved: Resolved,
+    /// Whether its time follows from its place among the others: its sender gave none to it.
+    pub is_time_estimated: bool,
 }
 
 /// The fields of every action.
@@ -170,6 +176,7 @@ impl Action {
         match self {
             Self::SaveMessage(action) => &action.common,
             Self::SaveMessages(action) => &action.common,
+            Self::SyncMessages(action) => &action.common,
             Self::DeleteMessage(common, _)
             | Self::SessionOpened(common)
             | Self::SessionClosed(common, _)

@@ -14,6 +14,7 @@ mod fault;
 mod fields;
 mod grouping;
 mod identity;
+mod listed;
 mod metadata;
 mod received;
 mod reply_address;
@@ -23,8 +24,9 @@ mod value;
 pub use self::body::check_size;
 pub use self::content::INSTEAD_OF_CONTENT;
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
-pub use self::elements::{Extent, MAX_ELEMENTS, elements_as_actions};
+pub use self::elements::{Extent, MAX_ELEMENTS, MAX_LISTED, elements_as_actions};
 pub use self::grouping::Grouping;
+pub use self::listed::listed_messages;
 pub use self::reply_address::reply_address;
 pub use self::sent_fields::SentFields;
 

@@ -188,7 +188,9 @@ pub fn worker_of(consumed: Consumed) -> Option<Process> {
 #[must_use]
 pub const fn worker_of_action(kind: ActionKind) -> Option<Process> {
     match kind {
-        ActionKind::SaveMessage | ActionKind::SaveMessages => Some(MESSAGE_SAVE_WORKER),
+        ActionKind::SaveMessage | ActionKind::SaveMessages | ActionKind::SyncMessages => {
+            Some(MESSAGE_SAVE_WORKER)
+        }
         ActionKind::SessionOpened
         | ActionKind::SessionClosed
         | ActionKind::Feedback

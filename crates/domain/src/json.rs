@@ -22,7 +22,7 @@ pub use self::members::{Member, members, string};
 pub use self::text::Json;
 pub use self::writer::Object;
 pub(crate) use self::{
-    canonical::canonical,
+    canonical::{canonical, canonical_without},
     faults::{Fault, FaultKind, first_fault, is_storable, not_a_number},
     members::{array_elements, is_empty_array, size_of_array, type_name, wanted_members},
     numbers::{decimal_digits, integer},

@@ -22,5 +22,6 @@ pub mod repeated;
 pub mod reply;
 pub mod session_event;
 pub mod status;
+pub mod sync;
 pub mod time;
 pub mod wire;

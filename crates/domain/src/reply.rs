@@ -7,9 +7,9 @@ mod data;
 mod error;
 
 pub use self::data::{
-    ContextData, ContextMessage, DeleteMessageData, EraseData, HistoryData, HistoryMessage, NoData,
-    SaveMessageData, SaveMessagesData, SavedElement, StateData, StateListData, StateListEntry,
-    StateStatsData,
+    ContextData, ContextMessage, DeleteMessageData, EraseData, HistoryData, HistoryMessage,
+    NewMessage, NoData, SaveMessageData, SaveMessagesData, SavedElement, StateData, StateListData,
+    StateListEntry, StateStatsData, SyncMessagesData,
 };
 
 pub use self::error::{ErrorType, ReplyError};

@@ -22,6 +22,7 @@ use serde_json::value::RawValue;
 use crate::ids::{ActionId, AgentId, ConversationId, MessageId, SessionId, TenantId, UserId};
 use crate::json::Json;
 use crate::message::Role;
+use crate::sync::names::{OnConflict, SystemMessages};
 use crate::time::Timestamp;
 
 /// The fields that every action may carry.
@@ -163,6 +164,24 @@ pub struct SaveMessages<'a> {
     pub messages: Sent<'a>,
     /// Whether no message is saved if one of them cannot be; false by default.
     pub atomic: Option<bool>,
+}
+
+/// Save those messages of a conversation that are not saved yet: the whole list of messages, as a call of a model has it,
+/// as often as you like.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct SyncMessages<'a> {
+    /// The messages of the conversation from its first one, or from the one behind `after`; 1 to 10 000.
+    #[serde(borrow)]
+    #[schemars(with = "Vec<serde_json::Value>", length(min = 1, max = 10_000))]
+    pub messages: Sent<'a>,
+    /// The id of a stored message from which the list goes on. By default the list begins with the first message.
+    pub after: Option<MessageId>,
+    /// When the `system` and `developer` messages at the head of the list are stored: if they differ from those stored last
+    /// (`changed`, the default), if the conversation has none yet (`first`), or never (`ignore`).
+    pub system: Option<SystemMessages>,
+    /// What to do with a list that does not go on from the newest message: store what is new as a branch (`branch`, the
+    /// default), or store nothing and reply with the error `conflict` (`refuse`, which needs a queue for the reply).
+    pub on_conflict: Option<OnConflict>,
 }
 
 /// Delete a message. Its id stays used: what is delivered or replayed of it later is not stored.

@@ -11,7 +11,7 @@ use crate::definition::{Definition, catalogue};
 use crate::labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
     GenerationChange, HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause,
-    RetryClass, SessionEventKind, SlowOutcome, SlowWork, TaskEnd, TransactionRetry,
+    RetryClass, SessionEventKind, SlowOutcome, SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms; lock waits and slow disks show from 0.5 s; the timeouts of the
@@ -47,6 +47,8 @@ catalogue! {
         /// Messages saved with the time of their receipt, because they have neither a `timestamp` in the body nor
         /// AMQP's property. If several replicas receive messages of one conversation, their order is not certain.
         MessagesWithoutTimestamp = "verbatim_messages_without_timestamp_total" in "messages";
+        /// Lists of `conversation.sync_messages`, by how they continue what is stored.
+        Syncs { aligned: SyncAlignment } = "verbatim_sync_total" in "lists";
         /// Deliveries settled, by outcome.
         Deliveries { queue: &'static str, outcome: DeliveryOutcome }
             = "verbatim_deliveries_total" in "deliveries";

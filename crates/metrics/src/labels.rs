@@ -145,6 +145,21 @@ label! {
 }
 
 label! {
+    /// How the list of a `conversation.sync_messages` continues what is stored.
+    SyncAlignment {
+        /// By ids: from the newest message, or nothing was new.
+        Exact = "exact",
+        /// By what its messages say: its sender rewrote what stands before.
+        Inferred = "inferred",
+        /// From an earlier message: an answer was generated again, a message was edited, or another sender saved messages.
+        Branch = "branch",
+        /// It is not stored: it has nothing in common with the conversation, or a message has an id that is taken, or its
+        /// sender wants no branch.
+        Conflict = "conflict",
+    }
+}
+
+label! {
     /// Why all hot copies were invalidated.
     EpochCause {
         /// The fleet used Redis for the first time.

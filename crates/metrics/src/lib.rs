@@ -18,6 +18,6 @@ pub use label::Label;
 pub use labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
     GenerationChange, HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause,
-    RetryClass, SessionEventKind, SlowOutcome, SlowWork, TaskEnd, TransactionRetry,
+    RetryClass, SessionEventKind, SlowOutcome, SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;

@@ -133,7 +133,9 @@ pub fn bindings() -> Vec<Binding> {
 #[must_use]
 pub const fn queue_of(kind: ActionKind) -> &'static str {
     match kind {
-        ActionKind::SaveMessage | ActionKind::SaveMessages => WorkQueue::SaveMessage.name(),
+        ActionKind::SaveMessage | ActionKind::SaveMessages | ActionKind::SyncMessages => {
+            WorkQueue::SaveMessage.name()
+        }
         ActionKind::SessionOpened
         | ActionKind::SessionClosed
         | ActionKind::Feedback

@@ -29,12 +29,13 @@ ready AS MATERIALIZED (
 INSERT INTO message_rows (conversation, id, role, content, content_parts, tool_calls, tool_call_id,
                           tokens_estimate, user_id, agent_id, model_name, processing_time_ms,
                           created_at, received_at, body_hash, metadata, format, saved_by,
-                          item, usage, finish_reason, response_id, parent_message_id, context_hash)
+                          item, usage, finish_reason, response_id, parent_message_id, context_hash, time_estimated)
 SELECT ready.numbers[r.n], r.id, r.role, r.content, r.parts::json, r.calls::json, r.call,
        r.estimate, r.user_id, r.agent_id, r.model_name, r.took,
        r.created_at, r.received_at, r.body_hash, r.metadata::json, $23, $24,
        r.item::json, (r.details::json)->'usage', (r.details::json)->>'finish_reason',
-       (r.details::json)->>'response_id', (r.details::json)->>'parent_message_id', (r.details::json)->>'context_hash'
+       (r.details::json)->>'response_id', (r.details::json)->>'parent_message_id', (r.details::json)->>'context_hash',
+       ((r.details::json)->>'time_estimated')::boolean
 FROM ready,
      unnest($7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
             $14::bigint[], $15::text[], $16::text[], $17::text[], $18::float8[],

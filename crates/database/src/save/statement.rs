@@ -40,11 +40,11 @@ const SAVE_SETTLED: &str = include_str!("settled.sql");
 
 /// What a save changed in `conversations`.
 #[derive(Default)]
-pub(super) struct Sent<'a> {
+pub(crate) struct Sent<'a> {
     /// How many closing or archived ones were reopened.
-    pub(super) reopened: usize,
+    pub(crate) reopened: usize,
     /// Those that were inserted or updated.
-    pub(super) touched: Vec<&'a ConversationKey>,
+    pub(crate) touched: Vec<&'a ConversationKey>,
     /// Whether there are any tombstones.
     pub(super) tombstones: bool,
 }
@@ -180,7 +180,19 @@ fn bind_messages(query: Statement, groups: &[Group<'_>], rows: &[&SaveRow<'_>]) 
 fn bind_details(query: Statement, rows: &[&SaveRow<'_>]) -> Statement {
     let details = || rows.iter().map(|row| row.message.details.as_deref());
     let query = bind_sparse(query, details().map(|it| Some(it?.item.as_ref()?.as_str())));
-    bind_sparse(query, details().map(|it| it.and_then(Details::without_item)))
+    bind_sparse(query, rows.iter().map(|row| few(row)))
+}
+
+/// An object with what few messages have.
+fn few(row: &SaveRow<'_>) -> Option<String> {
+    let details = row.message.details.as_deref().and_then(Details::without_item);
+    if !row.is_time_estimated {
+        return details;
+    }
+    Some(match details.as_deref().and_then(|it| it.strip_suffix('}')) {
+        Some(members) => format!("{members},\"time_estimated\":true}}"),
+        None => "{\"time_estimated\":true}".to_owned(),
+    })
 }
 
 /// Binds a column that is often empty: one null if no row has a value.

@@ -9,6 +9,8 @@ named! {
         SaveMessage = "conversation.save_message",
         /// `conversation.save_messages`
         SaveMessages = "conversation.save_messages",
+        /// `conversation.sync_messages`
+        SyncMessages = "conversation.sync_messages",
         /// `conversation.delete_message`
         DeleteMessage = "conversation.delete_message",
         /// `conversation.session_opened`

@@ -2,6 +2,7 @@
 
 use super::elements;
 use super::fault::FieldError;
+use super::listed;
 use super::received::Received;
 use crate::action::state::Patch;
 use crate::action::{Action, ActionKind, Common, ConversationSource};
@@ -11,6 +12,7 @@ pub(super) fn read(mut received: Received<'_>) -> Result<Action, FieldError> {
     match received.kind {
         ActionKind::SaveMessage => received.message().map(Box::new).map(Action::SaveMessage),
         ActionKind::SaveMessages => elements::read(&mut received),
+        ActionKind::SyncMessages => listed::read(&mut received),
         ActionKind::DeleteMessage => with(received, Action::DeleteMessage),
         ActionKind::SessionOpened => {
             with(received, |common, wire::SessionOpened {}| Action::SessionOpened(common))

@@ -24,8 +24,11 @@ use crate::json::{array_elements, members, size_of_array, string};
 use crate::time::Timestamp;
 use crate::wire;
 
-/// The most messages of one action.
+/// The most messages of one `conversation.save_messages`.
 pub const MAX_ELEMENTS: usize = 100;
+
+/// The most messages of the list of a `conversation.sync_messages`.
+pub const MAX_LISTED: usize = 10_000;
 
 /// What a body with the field `messages` has: its name, or the beginning of an escape for one of its characters.
 static NAMES: LazyLock<[Finder<'static>; 3]> =
@@ -64,7 +67,7 @@ impl Extent {
         let body_text = std::str::from_utf8(body).ok()?;
         let (elements, bytes) = size_of_array(body_text, "messages", Some("data"))?;
         // More are refused, as one action.
-        let count = elements.clamp(1, MAX_ELEMENTS);
+        let count = elements.clamp(1, MAX_LISTED);
         // Each has what stands beside them, too.
         let beside = body.len() - bytes;
         Some(Self { messages: count, bytes: body.len() + beside.saturating_mul(count - 1) })
@@ -72,15 +75,8 @@ impl Extent {
 }
 
 /// Fields of an action that are not those of its messages.
-const OF_THE_ACTION: [&str; 7] = [
-    "action_type",
-    "action_id",
-    "timestamp",
-    "messages",
-    "atomic",
-    "correlation_id",
-    "callback_queue_name",
-];
+const OF_THE_ACTION: [&str; 6] =
+    ["action_type", "action_id", "timestamp", "messages", "correlation_id", "callback_queue_name"];
 
 /// Fields that an action and its messages have in common.
 const OF_THE_CONVERSATION: [&str; 3] = ["tenant_id", "session_id", "conversation_id"];
@@ -113,15 +109,8 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let payload: wire::SaveMessages<'_> = received.fields.read()?;
     let path = received.fields.path("messages");
     let elements = elements(payload.messages.0, &path)?;
-    if let Some(name) = of_a_message().find(|name| received.fields.value(name).is_some()) {
-        let fault = format!("is a field of a message; send it in the elements of `{path}`");
-        return Err(received.fields.error(name, &fault));
-    }
-    if received.fields.value("data").is_some() {
-        let fault = "is nested in `data`; send it in `metadata`";
-        return Err(received.fields.error("data", fault));
-    }
-    let inherited = inherited(&received.fields);
+    no_fields_of_a_message(&received.fields, &path)?;
+    let inherited = inherited(&received.fields, received.kind);
     // Each message has a copy of them.
     let bytes = inherited.bytes();
     if bytes.saturating_mul(elements.len()) > received.context.max_body_bytes {
@@ -140,6 +129,8 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let shared = shared(received, &inherited, &common);
     let mut read = Vec::with_capacity(elements.len());
     for (position, element) in elements.into_iter().enumerate() {
+        // The first one has the time of the action.
+        let is_estimated = |own: &Own| own.timestamp.is_none() && position > 0;
         let mut resolve = |own: &Own| {
             let (id, identity) = identities.of(position, element, own);
             let timestamp = times.next(position, own.timestamp);
@@ -151,9 +142,10 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
             (Resolved { id, conversation, timestamp, received_at }, identity, time_source)
         };
         if let Some(shared) = &shared
-            && let Some((said, own)) = said_alone(element)
+            && let Some((said, own, _)) = said_alone(element)
         {
             let (resolved, identity, time_source) = resolve(&own);
+            let is_time_estimated = is_estimated(&own);
             let common = Common {
                 resolved_id: resolved.id.clone(),
                 happened_at: resolved.timestamp,
@@ -161,7 +153,7 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
                 ..shared.clone()
             };
             let message = Ok(Box::new(said.into_message(common, identity)));
-            read.push(Element { message, resolved });
+            read.push(Element { message, resolved, is_time_estimated });
             continue;
         }
         let place = format!("{path}[{position}].");
@@ -169,6 +161,7 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
         let fields = Fields::of_element(element, [&place, &nested]);
         let own = fields.as_ref().map(Own::of).unwrap_or_default();
         let (resolved, identity, time_source) = resolve(&own);
+        let is_time_estimated = is_estimated(&own);
         let fields = fields.map(|fields| fields.inheriting(&inherited));
         let message = fields.and_then(|fields| {
             message(received, element, fields, &inherited, &resolved)
@@ -180,7 +173,7 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
             (save.common.reply_to, save.common.correlation_id) = (None, None);
             Box::new(save)
         });
-        read.push(Element { message, resolved });
+        read.push(Element { message, resolved, is_time_estimated });
     }
     let atomic = payload.atomic.unwrap_or(false);
     Ok(Action::SaveMessages(SaveMessages { common, identity, atomic, elements: read }))
@@ -199,7 +192,7 @@ pub fn elements_as_actions(
         return Vec::new();
     };
     let messages = fields.value("messages").and_then(array_elements).unwrap_or_default();
-    let inherited = inherited(&fields);
+    let inherited = inherited(&fields, ActionKind::SaveMessages);
     let element = |position: usize| {
         let (element, known) = (messages.get(position)?, action.elements.get(position)?);
         let has_time = action.common.time_source == TimeSource::Body;
@@ -259,17 +252,41 @@ fn elements<'a>(array: &'a str, path: &str) -> Result<Vec<&'a str>, FieldError> 
     }
 }
 
+/// Refuses an action with a field of a message beside its messages.
+pub(super) fn no_fields_of_a_message(action: &Fields<'_>, path: &str) -> Result<(), FieldError> {
+    if let Some(name) = of_a_message().find(|name| action.value(name).is_some()) {
+        let fault = format!("is a field of a message; send it in the elements of `{path}`");
+        return Err(action.error(name, &fault));
+    }
+    if action.value("data").is_some() {
+        let fault = "is nested in `data`; send it in `metadata`";
+        return Err(action.error("data", fault));
+    }
+    Ok(())
+}
+
 /// The fields of an action that its messages have, too.
-fn inherited<'a>(action: &Fields<'a>) -> Inherited<'a> {
-    let is_wanted =
-        |name: &str| !OF_THE_ACTION.contains(&name) && of_a_message().all(|other| other != name);
+pub(super) fn inherited<'a>(action: &Fields<'a>, kind: ActionKind) -> Inherited<'a> {
+    let of_kind: &[&str] = match kind {
+        ActionKind::SyncMessages => &["system", "on_conflict", "after"],
+        _ => &["atomic"],
+    };
+    let is_wanted = |name: &str| {
+        !OF_THE_ACTION.contains(&name)
+            && !of_kind.contains(&name)
+            && of_a_message().all(|other| other != name)
+    };
     let mut fields = action.named(is_wanted);
     fields.insert(0, Field::implied("action_type", "\"conversation.save_message\""));
     Inherited::new(fields)
 }
 
 /// What all messages have from the action. Most have nothing of it themselves.
-fn shared(action: &Received<'_>, inherited: &Inherited<'_>, of_action: &Common) -> Option<Common> {
+pub(super) fn shared(
+    action: &Received<'_>,
+    inherited: &Inherited<'_>,
+    of_action: &Common,
+) -> Option<Common> {
     let resolved = of_action.resolved();
     let envelope = Envelope { resolved: Some(&resolved), ..Envelope::default() };
     let (kind, context) = (ActionKind::SaveMessage, action.context);
@@ -280,7 +297,7 @@ fn shared(action: &Received<'_>, inherited: &Inherited<'_>, of_action: &Common) 
 }
 
 /// What an element says, if it has no fields but those of a message and its time, and all are valid.
-fn said_alone(element: &str) -> Option<(Said, Own)> {
+pub(super) fn said_alone(element: &str) -> Option<(Said, Own, Fields<'_>)> {
     const TIME: &str = "timestamp";
     let mut fields = Fields::of_element(element, ["", "data."]).ok()?;
     let timestamp = match fields.value(TIME) {
@@ -290,11 +307,11 @@ fn said_alone(element: &str) -> Option<(Said, Own)> {
     let said = Said::read(&mut fields).ok()?;
     let is_alone = fields.unknown().all(|field| field.name == TIME);
     let own = Own { id: said.message_id.clone(), timestamp };
-    is_alone.then_some((said, own))
+    is_alone.then_some((said, own, fields))
 }
 
 /// An element as the action that it would be by itself.
-fn message(
+pub(super) fn message(
     action: &Received<'_>,
     element: &str,
     fields: Fields<'_>,
@@ -332,13 +349,13 @@ fn of_another(fields: &Fields<'_>, inherited: &Inherited<'_>) -> Result<(), Fiel
 
 /// What an element says about its id and its time, as far as that is valid.
 #[derive(Default)]
-struct Own {
-    id: Option<MessageId>,
-    timestamp: Option<Timestamp>,
+pub(super) struct Own {
+    pub(super) id: Option<MessageId>,
+    pub(super) timestamp: Option<Timestamp>,
 }
 
 impl Own {
-    fn of(fields: &Fields<'_>) -> Self {
+    pub(super) fn of(fields: &Fields<'_>) -> Self {
         let value = |name: &str| fields.value(name);
         let id = |name: &str| ActionId::new(id_text(value(name)?)?).ok();
         let timestamp = || Timestamp::parse(&string(value("timestamp")?)?).ok();
@@ -450,7 +467,9 @@ mod tests {
         assert_eq!(counts(r#"{"messages":7}"#, 1), 0);
         assert_eq!(counts("messages, and no JSON", 1), 0);
         let many = format!(r#"{{"messages":[{}0]}}"#, "0,".repeat(500));
-        counts(&many, MAX_ELEMENTS);
+        counts(&many, 501);
+        let more = format!(r#"{{"messages":[{}0]}}"#, "0,".repeat(20_000));
+        counts(&more, MAX_LISTED);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::envelope::Envelope;
 use crate::ids::{ConversationKey, MessageId};
 use crate::json::Json;
 use crate::message::{Content, Details, Message, Role};
+use crate::sync::hash::{Compared, Fingerprint};
 use crate::wire;
 
 pub(super) struct Received<'a> {
@@ -71,6 +72,22 @@ impl Said {
             processing_time_ms: payload.processing_time_ms.map(wire::Amount::get),
             details,
         })
+    }
+
+    /// What it is compared by, with the fields that may stand for its content.
+    pub(super) fn fingerprint(&self, beside: Option<&Json>) -> Fingerprint {
+        let compared = Compared {
+            role: self.role,
+            content: &self.content,
+            tool_calls: self.tool_calls.as_ref(),
+            item: self.details.item.as_ref(),
+            beside,
+        };
+        compared.fingerprint()
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.role
     }
 
     /// The message, with the fields of its action.

@@ -17,9 +17,18 @@ use super::tokens::{Token, Tokens, tokens};
 /// The canonical form of a JSON text. A text that is not JSON, is nested deeper than any action may be, or has an
 /// exponent of more than 38 digits, is returned unchanged.
 pub(crate) fn canonical(text: &str) -> Cow<'_, str> {
+    canonical_without(text, |_, _| false)
+}
+
+/// The canonical form without the members, at any depth, for whose name and canonical value `is_left_out` holds.
+pub(crate) fn canonical_without(
+    text: &str,
+    is_left_out: fn(name: &str, value: &str) -> bool,
+) -> Cow<'_, str> {
     let mut tokens = tokens(text);
     let mut out = String::with_capacity(text.len());
-    match tokens.next().and_then(|first| write_value(&mut tokens, first, 1, &mut out)) {
+    let first = tokens.next();
+    match first.and_then(|first| write_value(&mut tokens, first, 1, is_left_out, &mut out)) {
         Some(()) => Cow::Owned(out),
         None => Cow::Borrowed(text),
     }
@@ -30,15 +39,16 @@ fn write_value<'a>(
     tokens: &mut Tokens<'a>,
     first: Token<'a>,
     depth: usize,
+    is_left_out: fn(&str, &str) -> bool,
     out: &mut String,
 ) -> Option<()> {
     match first.first() {
         b'{' | b'[' if depth > MAX_DEPTH => None,
-        b'{' => write_object(tokens, depth, out),
+        b'{' => write_object(tokens, depth, is_left_out, out),
         b'[' => {
             out.push('[');
             tokens.items(b']', |tokens, first| {
-                write_value(tokens, first, depth + 1, out)?;
+                write_value(tokens, first, depth + 1, is_left_out, out)?;
                 out.push(',');
                 Some(())
             })?;
@@ -54,15 +64,23 @@ fn write_value<'a>(
     }
 }
 
-fn write_object(tokens: &mut Tokens<'_>, depth: usize, out: &mut String) -> Option<()> {
+fn write_object(
+    tokens: &mut Tokens<'_>,
+    depth: usize,
+    is_left_out: fn(&str, &str) -> bool,
+    out: &mut String,
+) -> Option<()> {
     // Each value is written to its own text, to be sorted afterwards.
     let mut members = Vec::new();
     tokens.items(b'}', |tokens, name| {
         tokens.next().filter(|token| token.first() == b':')?;
         let mut value = String::new();
         let first = tokens.next()?;
-        write_value(tokens, first, depth + 1, &mut value)?;
-        members.push((string(name.text)?, value));
+        write_value(tokens, first, depth + 1, is_left_out, &mut value)?;
+        let name = string(name.text)?;
+        if !is_left_out(&name, &value) {
+            members.push((name, value));
+        }
         Some(())
     })?;
     // Stable: repeated keys, which no decoded body has, keep their order.

@@ -10,6 +10,7 @@ use crate::action::state::StateKey;
 use crate::ids::{ConversationId, MessageId};
 use crate::json::Json;
 use crate::message::Role;
+use crate::sync::names::Aligned;
 use crate::time::Timestamp;
 
 /// The reply to `conversation.save_message`: the message is stored durably.
@@ -45,6 +46,32 @@ pub struct SavedElement {
     /// Why it is not saved; absent if it is. It is a dead letter, or is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ReplyError>,
+}
+
+/// The reply to `conversation.sync_messages`: every message of the list is stored durably.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SyncMessagesData {
+    /// The conversation, from the action or derived.
+    pub conversation_id: ConversationId,
+    /// The messages that this action stored, in the order of the list.
+    pub new: Vec<NewMessage>,
+    /// How many messages of the list, those at its head not counted, were not new.
+    pub known: u32,
+    /// The id of the last message of the list, for `after`; null if the list has only `system` and `developer` messages.
+    pub tail: Option<MessageId>,
+    /// How the list continues what was stored.
+    pub aligned: Aligned,
+    /// The message from which the new ones go on, if they are a branch.
+    pub branch_of: Option<MessageId>,
+}
+
+/// A message that `conversation.sync_messages` stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NewMessage {
+    /// Its position in the list, from 0.
+    pub position: u32,
+    /// Its id.
+    pub id: MessageId,
 }
 
 /// The reply to `conversation.delete_message`: no message is stored under this id, and none will be.

@@ -29,6 +29,7 @@ fn action(kind: ActionKind) -> Schema {
     match kind {
         ActionKind::SaveMessage => action_with::<wire::SaveMessage<'_>>(kind, vec![content()]),
         ActionKind::SaveMessages => action_with::<wire::SaveMessages<'_>>(kind, Vec::new()),
+        ActionKind::SyncMessages => action_with::<wire::SyncMessages<'_>>(kind, Vec::new()),
         ActionKind::DeleteMessage => action_with::<wire::DeleteMessage>(kind, Vec::new()),
         ActionKind::SessionOpened => action_with::<wire::SessionOpened>(kind, Vec::new()),
         ActionKind::SessionClosed => action_with::<wire::SessionClosed>(kind, Vec::new()),
@@ -61,7 +62,8 @@ fn action_with<P: JsonSchema>(kind: ActionKind, mut needed: Vec<Value>) -> Schem
         let both = [anywhere(&["user_id"]), anywhere(&["conversation_id"])];
         needed.push(json!({ "not": { "allOf": both } }));
     }
-    let message = (kind == ActionKind::SaveMessages).then(|| {
+    let has_messages = [ActionKind::SaveMessages, ActionKind::SyncMessages].contains(&kind);
+    let message = has_messages.then(|| {
         let message = fields::<wire::SaveMessage<'_>>(ActionKind::SaveMessage, &mut generator);
         let of_a_message: Vec<&str> = message
             .properties
@@ -201,6 +203,7 @@ fn reply(kind: ActionKind) -> Schema {
     match kind {
         ActionKind::SaveMessage => reply_with::<reply::SaveMessageData>(kind),
         ActionKind::SaveMessages => reply_with::<reply::SaveMessagesData>(kind),
+        ActionKind::SyncMessages => reply_with::<reply::SyncMessagesData>(kind),
         ActionKind::DeleteMessage => reply_with::<reply::DeleteMessageData>(kind),
         ActionKind::GetContext => reply_with::<reply::ContextData>(kind),
         ActionKind::GetHistory => reply_with::<reply::HistoryData>(kind),

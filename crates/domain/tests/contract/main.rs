@@ -13,4 +13,5 @@ mod properties;
 mod rules;
 mod schemas;
 mod shapes;
+mod sync;
 mod validator;

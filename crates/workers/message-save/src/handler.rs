@@ -1,19 +1,22 @@
-//! The work of `conversation.save_message` and `conversation.save_messages`.
+//! The work of `conversation.save_message`, `conversation.save_messages` and `conversation.sync_messages`.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use broker::topology::WorkQueue;
 use broker::{Decoder, Delivery, Handled, Handler, Part, Processed, Source};
 use bytes::Bytes;
-use conversation::{Saver, ToSave};
-use domain::action::{Action, SaveMessage, SaveMessages};
+use conversation::{Saver, SyncOutcome, ToSave, ToSync};
+use domain::action::{Action, Common, SaveMessage, SaveMessages, SyncMessages};
 use domain::decode::{DecodeContext, Extent, decode, elements_as_actions};
 use domain::envelope::{Envelope, Resolved};
 use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Outcome, Refusal, Unavailable};
 use domain::fleet::refusal_of;
 use domain::reply::{
-    ErrorType, ReplyAddress, ReplyError, SaveMessageData, SaveMessagesData, SavedElement,
+    ErrorType, NewMessage, ReplyAddress, ReplyError, SaveMessageData, SaveMessagesData,
+    SavedElement, SyncMessagesData,
 };
+use domain::sync::plan::New;
 use uuid::Uuid;
 
 #[derive(Clone)]
@@ -28,6 +31,18 @@ pub(crate) enum Save {
     One(Box<SaveMessage>),
     /// Several messages, and the body, from which an element is sent on by itself.
     Several(Box<SaveMessages>, Bytes),
+    /// A list, the body, from which its new messages are read, and whether it was tried before.
+    List(Box<SyncMessages>, Bytes, AtomicBool),
+}
+
+impl Save {
+    fn common(&self) -> &Common {
+        match self {
+            Self::One(save) => &save.common,
+            Self::Several(action, _) => &action.common,
+            Self::List(action, ..) => &action.common,
+        }
+    }
 }
 
 impl Handler for MessageHandler {
@@ -53,22 +68,19 @@ impl Handler for MessageHandler {
                 Some(refusal) => Err(refusal),
                 None => Ok(Save::Several(Box::new(action), delivery.body.clone())),
             },
+            Action::SyncMessages(action) => {
+                Ok(Save::List(Box::new(action), delivery.body.clone(), AtomicBool::new(false)))
+            }
             other => Err(refusal_of(other.kind())),
         }
     }
 
     fn resolved(&self, save: &Save) -> Option<Resolved> {
-        Some(match save {
-            Save::One(save) => save.common.resolved(),
-            Save::Several(action, _) => action.common.resolved(),
-        })
+        Some(save.common().resolved())
     }
 
     fn reply_address(&self, save: &Save) -> Option<ReplyAddress> {
-        match save {
-            Save::One(save) => save.common.reply_address(),
-            Save::Several(action, _) => action.common.reply_address(),
-        }
+        save.common().reply_address()
     }
 
     async fn handle(&self, saves: &[Save]) -> Result<Vec<Handled>, Unavailable> {
@@ -77,6 +89,8 @@ impl Handler for MessageHandler {
             add_messages(&mut messages, unit, save);
         }
         let mut outcomes = self.saver.save_units(&messages).await?.into_iter();
+        let lists: Vec<ToSync<'_>> = saves.iter().filter_map(list_of).collect();
+        let mut of_lists = self.saver.sync(&lists).await?.into_iter();
         let handled = saves.iter().map(|save| match save {
             Save::One(save) => match outcomes.next() {
                 Some(outcome) => outcome.map(|done| processed(save, done)),
@@ -88,6 +102,10 @@ impl Handler for MessageHandler {
                     .take(action.elements.iter().filter(|it| it.message.is_ok()).count());
                 several(action, body, own.collect())
             }
+            Save::List(action, ..) => match of_lists.next() {
+                Some(outcome) => synced(action, outcome?),
+                None => Err(Failure::Retry("a list has no outcome".into())),
+            },
         });
         Ok(handled.collect())
     }
@@ -101,8 +119,9 @@ impl Handler for MessageHandler {
 fn add_messages<'a>(messages: &mut Vec<ToSave<'a>>, unit: usize, save: &'a Save) {
     match save {
         Save::One(message) => {
-            messages.push(ToSave { message, unit, atomic: false, after_receipt: None });
+            messages.push(ToSave::alone(unit, message));
         }
+        Save::List(..) => {}
         Save::Several(action, _) => {
             let good = action.elements.iter().enumerate();
             let good = good.filter_map(|(n, element)| Some((n, element.message.as_deref().ok()?)));
@@ -111,9 +130,57 @@ fn add_messages<'a>(messages: &mut Vec<ToSave<'a>>, unit: usize, save: &'a Save)
                 unit,
                 atomic: action.atomic,
                 after_receipt: action.is_by_receipt(position).then_some(position),
+                is_time_estimated: action.elements[position].is_time_estimated,
             };
             messages.extend(good.map(to_save));
         }
+    }
+}
+
+fn list_of(save: &Save) -> Option<ToSync<'_>> {
+    match save {
+        Save::List(action, body, is_tried) => Some(ToSync { action, body, is_tried }),
+        Save::One(_) | Save::Several(..) => None,
+    }
+}
+
+/// What becomes of a list.
+fn synced(action: &SyncMessages, outcome: SyncOutcome) -> Handled {
+    let plan = match outcome {
+        SyncOutcome::Stored(list) => list.plan,
+        SyncOutcome::Erased => {
+            return Ok(Processed { reply: Some(Err(erased())), ..Done::Erased.into() });
+        }
+        SyncOutcome::NoBranch(position) => {
+            return Ok(Processed { reply: Some(Err(no_branch(position))), ..Done::Applied.into() });
+        }
+    };
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let new = |new: New| NewMessage { position: count(new.position), id: new.id };
+    let done = if plan.new.is_empty() { Done::Duplicate } else { Done::Applied };
+    if action.common.reply_to.is_none() {
+        return Ok(done.into());
+    }
+    Ok(Processed::from(done).replying(&SyncMessagesData {
+        conversation_id: action.common.key.conversation.clone(),
+        new: plan.new.into_iter().map(new).collect(),
+        known: count(plan.known),
+        tail: plan.tail,
+        aligned: plan.aligned,
+        branch_of: plan.branch_of,
+    }))
+}
+
+fn no_branch(position: usize) -> ReplyError {
+    let field = format!("messages[{position}]");
+    ReplyError {
+        message: format!(
+            "`{field}` does not follow the newest message of the conversation, and `on_conflict` is `refuse`; nothing is stored"
+        ),
+        ..ReplyError::from(&Refusal {
+            field: Some(field),
+            ..Refusal::new(DeadLetterReason::Conflict, String::new())
+        })
     }
 }
 
