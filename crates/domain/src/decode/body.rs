@@ -5,6 +5,7 @@
 //! 3. An unknown `action_type`: `unknown_action`.
 //! 4. Valid JSON that cannot be [stored](first_fault): `schema`.
 
+use memchr::memmem;
 use serde::de::IgnoredAny;
 
 use super::body_format::BodyFormat;
@@ -25,10 +26,14 @@ pub fn check_size(body: &[u8], limit: usize) -> Result<(), Refusal> {
     if body.len() <= limit {
         return Ok(());
     }
-    let detail = format!(
-        "the body has {} bytes, but at most {limit} are accepted; send large content by reference",
-        body.len()
-    );
+    let remedy = if memmem::find(body, ActionKind::SyncMessages.as_str().as_bytes()).is_some() {
+        "send only the messages behind a stored one, with its id as `after`: the reply to a list names its last message as \
+         `tail`"
+    } else {
+        "send large content by reference"
+    };
+    let detail =
+        format!("the body has {} bytes, but at most {limit} are accepted; {remedy}", body.len());
     Err(Refusal::new(DeadLetterReason::TooLarge, detail))
 }
 
