@@ -10,6 +10,7 @@ use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
 use domain::fleet;
 use fixtures::{LIMIT, database, declared, endpoints};
+use serde_json::{Value, json};
 use testkit::TestEnv;
 use testkit::environment::redis;
 use testkit::fleet::{Fleet, Worker};
@@ -332,6 +333,18 @@ impl Scenario {
             None => (self.servers.shared().management().clone(), &self.servers.shared().name),
         };
         RabbitAdmin::of(management, host)
+    }
+
+    /// Publishes an action, and returns the reply to it.
+    ///
+    /// # Panics
+    /// When RabbitMQ refuses, or no reply arrives within [`LIMIT`].
+    pub async fn reply_to(&self, action: &Value) -> Value {
+        let rabbit = self.rabbit();
+        rabbit.queue("replies").await;
+        let routing_key = action["action_type"].as_str().expect("an action_type");
+        rabbit.publish(routing_key, &json!({"reply_to": "replies"}), &action.to_string()).await;
+        rabbit.bodies("replies", 1).await.remove(0)
     }
 
     /// Runs an SQL statement with `psql` and returns its output.

@@ -229,6 +229,44 @@ async fn a_crash_at_any_step_of_an_action_of_several_messages_changes_nothing() 
 }
 
 #[tokio::test]
+async fn a_crash_at_any_step_of_a_list_stores_each_message_once_and_misleads_no_reader() {
+    let scenario = Scenario::with_failpoints().await;
+    let steps = [
+        Step::SaveDecoded,
+        Step::SaveCommitted,
+        Step::SaveAppended,
+        Step::Settled,
+        Step::Acknowledged,
+    ];
+    let reader = scenario.reader();
+    let key = fixtures::key("s");
+    let mut all = fixtures::lists::turns(&["hi", "yes"]);
+    let list = |messages: &[serde_json::Value]| fixtures::lists::body("s", messages, &json!({}));
+    let saver = scenario.start(SAVER).await;
+    scenario.agent().publish(&list(&all)).await;
+    scenario.until_sql("SELECT count(*) FROM messages", "2").await;
+    // There is a copy, which lacks what a saver could not append.
+    assert_eq!(reader.both(&key).await.len(), 2);
+    scenario.drain([saver]).await;
+    for step in steps {
+        all.extend(fixtures::lists::turns(&["yes", "ok"]));
+        scenario.agent().publish(&list(&all)).await;
+        crash(&scenario, SAVER, step).await;
+        let saver = scenario.start(SAVER).await;
+        let again = if step == Step::Acknowledged { 0.0 } else { 1.0 };
+        let settled = [("queue", SAVES)];
+        Counts::reach(&saver, "verbatim_deliveries_total", &settled, again).await;
+        scenario.drain([saver]).await;
+        let messages = reader.both(&key).await;
+        assert_eq!(messages.len(), all.len(), "{step:?}");
+    }
+    let stored =
+        scenario.sql("SELECT string_agg(content, ' ' ORDER BY created_at, id) FROM messages").await;
+    let expected: Vec<&str> = all.iter().filter_map(|it| it["content"].as_str()).collect();
+    assert_eq!(stored, expected.join(" "));
+}
+
+#[tokio::test]
 async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_duplicates_nothing() {
     let scenario = Scenario::with_failpoints().await;
     let (agent, reader, mut published) =

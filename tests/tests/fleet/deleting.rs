@@ -6,15 +6,6 @@ use system_tests::{
     message,
 };
 
-const DELETE: &str = "conversation.delete_message";
-
-async fn reply(scenario: &Scenario, body: &Value) -> Value {
-    let rabbit = scenario.rabbit();
-    rabbit.queue("replies").await;
-    rabbit.publish(DELETE, &json!({"reply_to": "replies"}), &body.to_string()).await;
-    rabbit.bodies("replies", 1).await.remove(0)
-}
-
 #[tokio::test]
 async fn a_deleted_message_is_not_stored_again_when_it_is_redelivered_or_replayed() {
     let scenario = Scenario::new().await;
@@ -32,12 +23,12 @@ async fn a_deleted_message_is_not_stored_again_when_it_is_redelivered_or_replaye
     scenario.until_sql("SELECT count(*) FROM messages", "3").await;
     let delete = deleted("delete", "s", "m2");
     for deleted in [true, true] {
-        let reply = reply(&scenario, &delete).await;
+        let reply = scenario.reply_to(&delete).await;
         assert_eq!(reply["data"]["deleted"], deleted, "{reply}");
     }
     let mut other = delete.clone();
     other["action_id"] = "another".into();
-    assert_eq!(reply(&scenario, &other).await["data"]["deleted"], false);
+    assert_eq!(scenario.reply_to(&other).await["data"]["deleted"], false);
 
     // A redelivery; a dead letter of the message; one of the deletion.
     agent.publish(&messages[1]).await;
@@ -52,9 +43,9 @@ async fn a_deleted_message_is_not_stored_again_when_it_is_redelivered_or_replaye
     agent.publish(&closed("delete", "s", &json!({"timestamp": at(10)}))).await;
     let counts = "SELECT concat_ws('|', status, message_count) FROM conversations";
     scenario.until_sql(counts, "archived|2").await;
-    assert_eq!(reply(&scenario, &deleted("delete", "s", "m3")).await["data"]["deleted"], true);
+    assert_eq!(scenario.reply_to(&deleted("delete", "s", "m3")).await["data"]["deleted"], true);
     scenario.until_sql(counts, "archived|1").await;
-    assert_eq!(reply(&scenario, &deleted("delete", "s", "m4")).await["data"]["deleted"], true);
+    assert_eq!(scenario.reply_to(&deleted("delete", "s", "m4")).await["data"]["deleted"], true);
     agent.publish(&message("delete", "s", "m4", &json!({"timestamp": at(4)}))).await;
     Counts::reach(&workers.0, "verbatim_messages_erased_total", &[], 3.0).await;
     scenario.until_sql(counts, "archived|1").await;

@@ -7,6 +7,7 @@ mod closing;
 mod deleting;
 mod endpoints;
 mod large;
+mod lists;
 mod messages;
 mod mutated;
 mod order_of_receipt;

@@ -29,13 +29,6 @@ fn contents(numbers: impl Iterator<Item = usize>) -> String {
     numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(" ")
 }
 
-async fn publish(scenario: &Scenario, body: &Value) -> Value {
-    let rabbit = scenario.rabbit();
-    rabbit.queue("replies").await;
-    rabbit.publish(SEVERAL, &json!({"reply_to": "replies"}), &body.to_string()).await;
-    rabbit.bodies("replies", 1).await.remove(0)
-}
-
 #[tokio::test]
 async fn the_messages_of_an_action_keep_their_order_and_a_bad_one_takes_its_place_when_replayed() {
     let scenario = Scenario::new().await;
@@ -44,7 +37,7 @@ async fn the_messages_of_an_action_keep_their_order_and_a_bad_one_takes_its_plac
     messages[40]["role"] = "bot".into();
     let turn = action("turn-1", &messages);
     for again in [false, true] {
-        let reply = publish(&scenario, &turn).await;
+        let reply = scenario.reply_to(&turn).await;
         assert_eq!((&reply["success"], &reply["action_id"]), (&json!(true), &json!("turn-1")));
         let elements = reply["data"]["messages"].as_array().unwrap();
         assert_eq!(elements.len(), 100);
@@ -104,11 +97,11 @@ async fn of_an_atomic_action_with_a_conflict_nothing_is_saved() {
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let named =
         |id: &str, content: &str| json!({"role": "user", "content": content, "message_id": id});
-    let first = publish(&scenario, &action("a", &[named("m1", "one"), named("m2", "two")])).await;
+    let first = scenario.reply_to(&action("a", &[named("m1", "one"), named("m2", "two")])).await;
     assert_eq!(first["success"], true, "{first}");
     let mut atomic = action("b", &[named("m3", "three"), named("m2", "other"), named("m1", "one")]);
     atomic["atomic"] = true.into();
-    let refused = publish(&scenario, &atomic).await;
+    let refused = scenario.reply_to(&atomic).await;
     assert_eq!(refused["error"]["error_type"], "conflict", "{refused}");
     let message = refused["error"]["message"].as_str().unwrap();
     assert!(
@@ -122,7 +115,7 @@ async fn of_an_atomic_action_with_a_conflict_nothing_is_saved() {
 
     // A bad message is seen before anything is saved; a good action is saved as a whole.
     atomic["messages"][1] = json!({"role": "bot", "content": "two", "message_id": "m2"});
-    let refused = publish(&scenario, &atomic).await;
+    let refused = scenario.reply_to(&atomic).await;
     assert_eq!(refused["error"]["error_type"], "schema", "{refused}");
     let by_schema = "SELECT count(*) FROM dead_letters WHERE reason = 'schema'";
     scenario.until_sql(by_schema, "1").await;
@@ -131,7 +124,7 @@ async fn of_an_atomic_action_with_a_conflict_nothing_is_saved() {
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.contains("set messages[1].role to \"assistant\""), "{shown}");
     atomic["messages"][1] = named("m4", "four");
-    let saved = publish(&scenario, &atomic).await;
+    let saved = scenario.reply_to(&atomic).await;
     let duplicates: Vec<_> =
         saved["data"]["messages"].as_array().unwrap().iter().map(|it| &it["duplicate"]).collect();
     assert_eq!(duplicates, [false, false, true], "{saved}");
@@ -153,11 +146,11 @@ async fn a_message_that_postgresql_refuses_or_that_conflicts_keeps_no_other_of_i
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let named =
         |id: &str, content: &str| json!({"role": "user", "content": content, "message_id": id});
-    publish(&scenario, &action("a", &[named("m1", "one")])).await;
+    scenario.reply_to(&action("a", &[named("m1", "one")])).await;
     let mut messages: Vec<Value> = (0..20).map(|n| say(&n.to_string())).collect();
     messages[7]["content"] = "poison".into();
     messages[13] = named("m1", "other");
-    let reply = publish(&scenario, &action("b", &messages)).await;
+    let reply = scenario.reply_to(&action("b", &messages)).await;
     let failed: Vec<_> = reply["data"]["messages"]
         .as_array()
         .unwrap()
@@ -231,17 +224,17 @@ async fn an_atomic_action_after_a_part_of_it_was_saved_saves_the_rest() {
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let named =
         |id: &str, content: &str| json!({"role": "user", "content": content, "message_id": id});
-    publish(&scenario, &action("a", &[named("m1", "one")])).await;
+    scenario.reply_to(&action("a", &[named("m1", "one")])).await;
     let messages =
         [named("m2", "two"), named("m1", "other"), json!({"role": "bot"}), named("m3", "three")];
-    publish(&scenario, &action("b", &messages)).await;
+    scenario.reply_to(&action("b", &messages)).await;
     assert_eq!(scenario.sql(CONTENTS).await, "one two three");
     let mut atomic = action(
         "b",
         &[named("m2", "two"), named("m1", "one"), named("m4", "four"), named("m3", "three")],
     );
     atomic["atomic"] = true.into();
-    let reply = publish(&scenario, &atomic).await;
+    let reply = scenario.reply_to(&atomic).await;
     let duplicates: Vec<_> = reply["data"]["messages"]
         .as_array()
         .unwrap()
@@ -270,12 +263,12 @@ async fn an_action_of_100_messages_and_1_mib_is_saved_and_one_of_101_is_a_dead_l
     let empty = of(100, 0).to_string().len();
     let full = of(100, (most - empty) / 100 - 1);
     assert!((most - 400..=most).contains(&full.to_string().len()));
-    let reply = publish(&scenario, &full).await;
+    let reply = scenario.reply_to(&full).await;
     assert_eq!(reply["success"], true, "{reply}");
     assert_eq!(scenario.sql("SELECT count(*) FROM messages").await, "100");
-    let refused = publish(&scenario, &of(101, 1)).await;
+    let refused = scenario.reply_to(&of(101, 1)).await;
     assert_eq!(refused["error"]["details"]["field"], "messages", "{refused}");
-    let refused = publish(&scenario, &of(100, most / 100)).await;
+    let refused = scenario.reply_to(&of(100, most / 100)).await;
     assert_eq!(refused["error"]["error_type"], "too_large", "{refused}");
     scenario
         .until_sql(
