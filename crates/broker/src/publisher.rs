@@ -21,14 +21,15 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connection::Endpoints;
 use crate::publication::Publication;
 use driver::{Call, Driver};
-use window::{Outgoing, WindowSize};
+use window::WindowSize;
 
 pub use error::PublishError;
+pub(crate) use window::{Outgoing, Window};
 
 /// The most calls that are queued for the task; further callers wait.
 const QUEUED_CALLS: usize = 4096;
 /// The limit from the call to its result. A queue that elects a new leader needs a few seconds.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Publishes with confirms. Clones share one connection.
 #[derive(Debug, Clone)]

@@ -20,6 +20,7 @@ use crate::commands::lint::Lint;
 use crate::commands::publish::Publish;
 use crate::commands::queues::Queues;
 use crate::commands::setup::Setup;
+use crate::commands::sync::Sync;
 use crate::commands::trace::Trace;
 use crate::commands::verify::Verify;
 use crate::exit::{Exit, Failure};
@@ -59,6 +60,7 @@ struct Cli {
 enum Verb {
     Setup(Setup),
     Publish(Publish),
+    Sync(Box<Sync>),
     Lint(Lint),
     /// Lists and shows conversations
     #[command(subcommand)]
@@ -137,6 +139,7 @@ impl Verb {
         match self {
             Self::Setup(setup) => setup.run(output).await,
             Self::Publish(publish) => publish.run(output).await,
+            Self::Sync(sync) => sync.run(output).await,
             Self::Lint(lint) => lint.run(output),
             Self::Conversation(ConversationVerb::List(list)) => list.run(output).await,
             Self::Conversation(ConversationVerb::Show(show)) => show.run(output).await,
@@ -183,6 +186,7 @@ mod tests {
             ("conversation show --tenant -t --session --s", ""),
             ("verify --tenant -t --conversation --c", "--redis-url redis://h --amqp-url amqp://h"),
             ("trace --tenant -t -1", ""),
+            ("sync - --tenant -t --session -s --conversation -c --after -m", "--amqp-url amqp://h"),
             ("trace --id-of-a-message", ""),
             (&format!("dead-letters list {filters}"), ""),
             (&format!("dead-letters edit {filters}"), ""),
@@ -191,7 +195,9 @@ mod tests {
             (&format!("dead-letters restore {filters}"), ""),
             (&format!("dead-letters export {filters}"), ""),
         ] {
-            let line = format!("verbatim {command} --database-url postgresql://u@h/d {servers}");
+            let database =
+                if command.starts_with("sync") { "" } else { "--database-url postgresql://u@h/d" };
+            let line = format!("verbatim {command} {database} {servers}");
             let parsed = Cli::command().try_get_matches_from(line.split_whitespace());
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
         }
@@ -203,6 +209,7 @@ mod tests {
             &[][..],
             &["setup"],
             &["publish"],
+            &["sync"],
             &["lint"],
             &["conversation", "list"],
             &["conversation", "show"],

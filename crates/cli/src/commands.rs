@@ -14,5 +14,6 @@ pub(crate) mod lint;
 pub(crate) mod publish;
 pub(crate) mod queues;
 pub(crate) mod setup;
+pub(crate) mod sync;
 pub(crate) mod trace;
 pub(crate) mod verify;

@@ -1,9 +1,12 @@
 //! `conversation.sync_messages`: whole lists, without ids, over RabbitMQ.
 
+use std::path::Path;
+
 use fixtures::lists::{body, say, turns};
 use serde_json::{Value, json};
 use system_tests::{COLLECTOR, Counts, SAVER, Scenario, message};
 use testkit::environment::deep;
+use uuid::Uuid;
 
 /// The contents of all messages, in the order of their conversation.
 const CONTENTS: &str = "SELECT string_agg(content, ' ' ORDER BY created_at, id) FROM messages";
@@ -166,6 +169,68 @@ async fn a_list_that_overtakes_the_message_that_it_goes_on_from_waits_for_it() {
     scenario.agent().publish(&message("acme", "s", "own", &json!({"content": "hi"}))).await;
     scenario.until_sql(CONTENTS, "hi hello yes").await;
     scenario.finish([saver]).await;
+}
+
+#[tokio::test]
+async fn a_file_is_synced_in_parts_and_again() {
+    let scenario = Scenario::new().await;
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
+    let mut contents = contents(300);
+    contents[0] = format!("long {}", "x".repeat(10_000));
+    for content in contents.iter_mut().skip(1) {
+        content.push_str(&"x".repeat(10_000));
+    }
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.json", Uuid::new_v4()));
+    let write = |messages: &[Value]| {
+        std::fs::write(&file, json!({"model": "gpt-4o", "messages": messages}).to_string())
+            .unwrap();
+    };
+    let sync = async |more: &[&str]| {
+        let options = ["sync", file.to_str().unwrap(), "--tenant", "acme", "--session", "s"];
+        let ran = scenario.verbatim(&[&options[..], more].concat()).await;
+        (
+            ran.status.code(),
+            String::from_utf8(ran.stdout).unwrap(),
+            String::from_utf8(ran.stderr).unwrap(),
+        )
+    };
+    let all = messages(&contents);
+    write(&all[..299]);
+    let (code, out, err) = sync(&[]).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("299 of 299 messages saved, 0 known; conversation "), "{out}");
+    write(&all);
+    let (code, out, err) = sync(&["--json"]).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&report["new"][0]["position"], &report["known"]),
+        (&json!(299), &json!(299)),
+        "{report}"
+    );
+    assert_eq!(report["new"].as_array().unwrap().len(), 1);
+    assert_eq!(scenario.sql(CONTENTS).await, contents.join(" "));
+    assert_eq!(scenario.sql("SELECT DISTINCT model_name FROM messages").await, "gpt-4o");
+
+    // What follows, and what has nothing in common.
+    write(&turns(&["thanks"]));
+    let tail = report["tail"].as_str().unwrap();
+    let (code, out, _) = sync(&["--after", tail]).await;
+    assert_eq!(code, Some(0), "{out}");
+    let (code, out, _) = sync(&[]).await;
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("conflict: the list has nothing in common"), "{out}");
+    write(&turns(&[&contents[0], "another answer"]));
+    let (code, out, _) = sync(&["--on-conflict", "refuse"]).await;
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("conflict: `messages[1]` does not follow the newest message"), "{out}");
+    let (code, out, _) = sync(&[]).await;
+    assert_eq!(code, Some(0), "{out}");
+    assert!(out.contains("the new messages are a branch: they go on from "), "{out}");
+    scenario.finish([saver, collector]).await;
+    let (code, out, err) = sync(&["--wait", "200ms"]).await;
+    assert_eq!(code, Some(1), "{out}{err}");
+    assert!(err.contains("no worker replied within 200ms"), "{err}");
 }
 
 #[tokio::test]

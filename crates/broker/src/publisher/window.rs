@@ -19,27 +19,27 @@ use crate::publication::{Publication, TooLong, short};
 
 /// A message to send.
 #[derive(Debug, Clone)]
-pub(super) struct Outgoing {
-    pub(super) publication: Arc<Publication>,
+pub(crate) struct Outgoing {
+    pub(crate) publication: Arc<Publication>,
     /// It is not sent at or after this time.
-    pub(super) not_after: Option<Instant>,
+    pub(crate) not_after: Option<Instant>,
 }
 
 /// Publishes that were sent together, in their order.
-pub(super) struct Window<'a> {
+pub(crate) struct Window<'a> {
     messages: &'a [Outgoing],
     confirms: Vec<ConfirmResult>,
 }
 
-pub(super) struct Settled {
+pub(crate) struct Settled {
     /// One for each publish, in their order.
-    pub(super) results: Vec<Result<(), PublishError>>,
+    pub(crate) results: Vec<Result<(), PublishError>>,
     /// No confirm or return is pending, so the channel may be used for the next window.
-    pub(super) complete: bool,
+    pub(crate) complete: bool,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct WindowSize {
+pub(crate) struct WindowSize {
     messages: usize,
     bytes: usize,
 }
@@ -69,12 +69,12 @@ enum ConfirmResult {
 type Returned = Option<String>;
 
 impl<'a> Window<'a> {
-    pub(super) fn new(messages: &'a [Outgoing]) -> Self {
+    pub(crate) fn new(messages: &'a [Outgoing]) -> Self {
         Self { messages, confirms: vec![ConfirmResult::Pending; messages.len()] }
     }
 
     /// Sends all of them and waits for their confirms.
-    pub(super) async fn publish(mut self, channel: &Channel, limit: Duration) -> Settled {
+    pub(crate) async fn publish(mut self, channel: &Channel, limit: Duration) -> Settled {
         // At its first poll each future queues its frames. The first polls are in this order, so the
         // messages are sent in this order, all of them before a confirm is awaited.
         let mut sending: FuturesUnordered<_> = self
