@@ -135,6 +135,27 @@ pub(super) fn meals(run: &str) -> Session {
     )
 }
 
+/// The tenant of the agent that sends [`list`]s.
+pub(super) const LIST_TENANT: &str = "blue-harbour";
+
+/// The messages of an agent that has no ids, as it sends them to its model.
+pub(super) fn list() -> Vec<Value> {
+    vec![
+        json!({"role": "user", "content": "Does the ferry run on Sunday?"}),
+        json!({"role": "assistant", "content": "Yes, at 10:00 and at 16:00."}),
+        json!({"role": "user", "content": "Yes"}),
+        json!({"role": "assistant", "content": "Then I reserve a seat at 10:00."}),
+    ]
+}
+
+/// Deletes a message.
+pub(super) fn delete(tenant: &str, session: &str, message: &str) -> Value {
+    json!({
+        "action_type": "conversation.delete_message", "tenant_id": tenant, "session_id": session,
+        "action_id": format!("delete-{message}"), "message_id": message,
+    })
+}
+
 /// An action with a role that does not exist.
 pub(super) fn malformed(run: &str) -> Value {
     json!({

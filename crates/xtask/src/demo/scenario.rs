@@ -1,4 +1,4 @@
-//! The steps of the demo: three conversations, from the first message until they are archived.
+//! The steps of the demo: conversations, from the first message until they are archived.
 //!
 //! Actions are published and results are read with the `verbatim` command; the demo prints its output.
 
@@ -53,7 +53,22 @@ pub(super) async fn run(system: &mut LocalSystem) -> Result<()> {
     indented(&first_paragraph(&system.verbatim(&show, "").await?));
     say::line(&format!("  (verbatim {} also shows body, headers and remedy)", show.join(" ")));
 
-    say::heading("\n4. All three sessions close; each conversation waits 3 s for a reconnection");
+    say::heading(
+        "\n4. A fifth agent has no ids: it sends its whole list after each answer, and each message is saved once",
+    );
+    let (answers, session) = (agents::list(), format!("ferry-{run}"));
+    for end in [2, 4, 4] {
+        let list = Value::from(answers[..end].to_vec());
+        let output = system.verbatim(&sync(&session, &[]), &list.to_string()).await?;
+        indented(&output);
+    }
+
+    say::heading("\n5. A message is deleted; its id stays used, so no redelivery brings it back");
+    delete_first(system, &session, &answers).await?;
+
+    say::heading(
+        "\n6. The first three sessions close; each conversation waits 3 s for a reconnection",
+    );
     publish(system, sessions.iter().map(|session| session.closed()).collect()).await?;
     closing(system, &sessions).await?;
     say::line(&format!("  session {} reconnects within these 3 s", support.session));
@@ -68,7 +83,7 @@ pub(super) async fn run(system: &mut LocalSystem) -> Result<()> {
     say::line("  the reconnection cancelled the close: that conversation is still active");
 
     say::heading(
-        "\n5. The reconnected session ends too: all three conversations are archived, with statistics",
+        "\n7. The reconnected session ends too: all three conversations are archived, with statistics",
     );
     publish(system, vec![support.last_message(), support.closed()]).await?;
     status(system, &support, "archived").await?;
@@ -88,6 +103,37 @@ async fn publish(system: &LocalSystem, actions: Vec<Value>) -> Result<()> {
 async fn publish_unchecked(system: &LocalSystem, action: Value) -> Result<()> {
     let output = system.verbatim(&["publish", "--no-lint", "-"], &format!("{action}\n")).await?;
     indented(&output);
+    Ok(())
+}
+
+/// The arguments by which a list from standard input is saved.
+fn sync<'a>(session: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let usual = ["sync", "-", "--tenant", agents::LIST_TENANT, "--session", session];
+    [&usual, more].concat()
+}
+
+/// Deletes the first message of the list, sends the whole list again, and waits until the others are left.
+async fn delete_first(system: &LocalSystem, session: &str, list: &[Value]) -> Result<()> {
+    let tenant = agents::LIST_TENANT;
+    let of_conversation = ["conversation", "show", "--tenant", tenant, "--session", session];
+    let shown = system.json(&of_conversation).await?;
+    let Some(first) = shown["messages"][0]["id"].as_str() else {
+        bail!("the list has no message: {shown}")
+    };
+    publish(system, vec![agents::delete(tenant, session, first)]).await?;
+    until("the deletion", LIMIT, async || {
+        let shown = system.json(&of_conversation).await.map_err(|error| error.to_string())?;
+        let left = shown["messages"].as_array().map(Vec::len);
+        if left == Some(list.len() - 1) { Ok(()) } else { Err(shown["messages"].to_string()) }
+    })
+    .await?;
+    let list = Value::from(list.to_vec()).to_string();
+    let report = system.verbatim(&sync(session, &["--json"]), &list).await?;
+    let report: Value = serde_json::from_str(&report)?;
+    if report["new"] != json!([]) {
+        bail!("the deleted message came back: {report}");
+    }
+    indented(&system.verbatim(&of_conversation, "").await?);
     Ok(())
 }
 
