@@ -93,6 +93,9 @@ impl Saver {
     /// # Errors
     /// As [`save`](Self::save).
     pub async fn save_units(&self, actions: &[ToSave<'_>]) -> Result<Vec<Outcome>, Unavailable> {
+        if actions.is_empty() {
+            return Ok(Vec::new());
+        }
         let hot = self.hot_writes();
         let mut batch = Batch::new(actions, &self.locked);
         failpoints::reached(Step::SaveDecoded);
