@@ -11,6 +11,7 @@ use domain::reply::ErrorType;
 use fixtures::examples::malformed;
 use serde_json::{Value, json};
 use system_tests::{Counts, MIGRATION, SAVER, Scenario, ServerSet, key_of, message};
+use testkit::clients::PYTHON;
 use testkit::place::workspace;
 use testkit::wait::eventually;
 
@@ -206,4 +207,32 @@ fn paragraph<'a>(text: &'a str, beginning: &str) -> &'a str {
 /// The texts between backticks.
 fn code_words(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The program of a language in the contract that publishes actions of several messages, lists and deletions.
+fn program(language: &str) -> String {
+    let contract = std::fs::read_to_string(workspace().join("docs/contract/README.md")).unwrap();
+    let begin = format!("```{language}\n");
+    let mut programs = contract.split(&begin).skip(1).filter_map(|rest| rest.split("\n```").next());
+    programs.find(|program| program.contains("conversation.sync_messages")).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_program_in_python_saves_a_turn_and_a_list_and_deletes_a_message() {
+    let scenario = Scenario::new().await;
+    let workers = tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION));
+    let mut python = std::process::Command::new(PYTHON);
+    python.args(["-c", &program("python")]).env("AMQP_URL", &scenario.amqp_url);
+    let ran = tokio::task::spawn_blocking(move || python.output()).await.unwrap().unwrap();
+    let printed = String::from_utf8_lossy(&ran.stdout).into_owned();
+    let expected =
+        "[('py-1', None), ('py-2', None)]\n3 new, 0 known, exact\n1 new, 3 known, exact\nTrue\n";
+    assert_eq!(printed, expected, "{}", String::from_utf8_lossy(&ran.stderr));
+    let stored = "SELECT conversation_id || ' ' || string_agg(content, ' ' ORDER BY created_at) FROM messages
+                  GROUP BY conversation_id ORDER BY conversation_id";
+    assert_eq!(
+        scenario.sql(stored).await,
+        "conv-py Yes, at 11:00.\nconv-py-list Is Thursday free? Yes, at 11:00. Book it. Done."
+    );
+    scenario.finish([workers.0, workers.1]).await;
 }

@@ -15,6 +15,7 @@
 //! 7. Wait with [`wait::eventually`], never with a plain sleep.
 
 pub mod cargo;
+pub mod clients;
 pub mod environment;
 pub mod fleet;
 pub mod guard;

@@ -3,9 +3,9 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use testkit::monitoring;
 use testkit::place;
 use testkit::servers::{self, Kind};
+use testkit::{clients, monitoring};
 
 use crate::say;
 
@@ -32,9 +32,10 @@ pub(crate) async fn ensure_servers(kinds: &[Kind]) -> Result<()> {
     ensure(&packages).await
 }
 
-/// Installs Prometheus, Alertmanager and their tools if they are missing.
-pub(crate) async fn ensure_monitoring() -> Result<()> {
-    ensure(&monitoring::missing_packages()).await
+/// Installs what only tests need, if it is missing: Prometheus, Alertmanager and their tools, and the client packages of
+/// examples.
+pub(crate) async fn ensure_for_tests() -> Result<()> {
+    ensure(&[monitoring::missing_packages(), clients::missing_packages()].concat()).await
 }
 
 /// Installs packages, as root or through `sudo` without a password.

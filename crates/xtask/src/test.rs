@@ -74,7 +74,7 @@ const SLOWEST: usize = 10;
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     packages::ensure_servers(&Kind::ALL).await?;
-    packages::ensure_monitoring().await?;
+    packages::ensure_for_tests().await?;
     if options.rabbitmq_4 && std::env::var_os(RABBITMQ).is_none() {
         // Run this command again with the variable set, which this process and the tests read.
         let mut again = Command::new(std::env::current_exe()?);

@@ -15,7 +15,7 @@ const ROUTES: [(&str, &str); 2] = [("critical", "pager"), ("warning", "office-ho
 
 /// Checks the configurations, the rules and the routes, and runs the tests of the rules.
 pub(super) async fn check() -> Result<()> {
-    packages::ensure_monitoring().await?;
+    packages::ensure_for_tests().await?;
     let deploy = place::workspace().join("deploy");
     let prometheus = deploy.join("prometheus");
     let (rules, tests) = (files(&prometheus.join("rules"))?, files(&prometheus.join("tests"))?);
