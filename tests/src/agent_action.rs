@@ -13,6 +13,7 @@ pub struct AgentAction {
 }
 
 const SEVERAL: &str = "conversation.save_messages";
+const LIST: &str = "conversation.sync_messages";
 
 /// The field by which a session event or feedback is found; the contract does not define it.
 pub(crate) const MARKER: &str = "marker";
@@ -155,6 +156,14 @@ impl AgentAction {
         let messages = self.body.get("messages").filter(|_| self.body["action_type"] == SEVERAL);
         let messages = messages.and_then(Value::as_array)?.iter();
         Some(messages.map(|body| Self { body: body.clone(), message_id: None }))
+    }
+
+    /// The contents of its messages, if it is a list.
+    #[must_use]
+    pub(crate) fn list(&self) -> Option<Vec<String>> {
+        let messages = self.body.get("messages").filter(|_| self.body["action_type"] == LIST);
+        let content = |it: &Value| it["content"].as_str().unwrap_or_default().to_owned();
+        Some(messages?.as_array()?.iter().map(content).collect())
     }
 
     /// How Verbatim recognises it.

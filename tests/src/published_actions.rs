@@ -26,6 +26,8 @@ pub struct PublishedActions {
     messages: usize,
     /// The ids of messages that were deleted.
     deletions: BTreeSet<(ConversationKey, String)>,
+    /// The contents of the longest list of a conversation, in their order. Some say the same.
+    lists: BTreeMap<ConversationKey, Vec<String>>,
 }
 
 /// What was published of one conversation.
@@ -71,7 +73,8 @@ pub struct Discrepancies {
 }
 
 impl PublishedActions {
-    /// Adds confirmed actions: messages made by [`fixtures::message`], session events and feedback.
+    /// Adds confirmed actions: messages made by [`fixtures::message`], session events and feedback, and lists of
+    /// conversations that have nothing else.
     ///
     /// # Panics
     /// When the content of a message was added before, or a session event has no [`MARKER`].
@@ -81,6 +84,13 @@ impl PublishedActions {
     ) {
         for action in actions {
             let action = action.as_action();
+            if let Some(list) = action.list() {
+                let known = self.lists.entry(key_of(&action.body)).or_default();
+                if known.len() < list.len() {
+                    *known = list;
+                }
+                continue;
+            }
             match action.messages() {
                 Some(messages) => messages.for_each(|message| {
                     // Without an id of its own it has that of its action.
@@ -129,13 +139,13 @@ impl PublishedActions {
     /// How many messages were confirmed.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.messages
+        self.messages + self.lists.values().map(Vec::len).sum::<usize>()
     }
 
     /// How many messages were confirmed and not deleted.
     #[must_use]
     pub fn kept(&self) -> usize {
-        self.messages - self.deleted().count()
+        self.len() - self.deleted().count()
     }
 
     /// The names of the messages that were deleted. A deletion deletes nothing of a message that Verbatim gave its id.
@@ -150,7 +160,7 @@ impl PublishedActions {
     /// Whether no message was confirmed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.messages == 0
+        self.len() == 0
     }
 
     /// How many session events and feedbacks were confirmed.
@@ -226,6 +236,17 @@ impl PublishedActions {
                 found.misread.push(format!("{key} from {:?}: {difference}", read.source));
             }
         }
+        for (key, list) in &self.lists {
+            let (read, stored) = reader.transcript_and_stored(key).await;
+            let expected: Vec<&str> = list.iter().map(String::as_str).collect();
+            for (messages, source) in [(&stored, "PostgreSQL"), (&read.messages, "a reader")] {
+                let contents = messages.iter().map(|message| message.content.text().to_owned());
+                let difference = first_difference(&contents.collect::<Vec<_>>(), &expected);
+                found
+                    .misread
+                    .extend(difference.map(|it| format!("the list {key} from {source}: {it}")));
+            }
+        }
         found
     }
 
@@ -251,8 +272,11 @@ impl PublishedActions {
             ..Discrepancies::default()
         };
         let deleted: BTreeSet<String> = self.deleted().collect();
+        let of_lists: BTreeSet<(&str, &str)> =
+            self.lists.keys().map(|key| (key.tenant.as_str(), key.conversation.as_str())).collect();
         let stored: Vec<Row> = stored
             .into_iter()
+            .filter(|row| !of_lists.contains(&(row.tenant.as_str(), row.conversation.as_str())))
             .filter(|row| {
                 let is_deleted = deleted.contains(&row.name());
                 found.undeleted.extend(is_deleted.then(|| row.name()));

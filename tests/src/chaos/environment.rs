@@ -33,8 +33,9 @@ impl Environment {
         for (queue, ready) in queued.into_iter().filter(|(queue, _)| *queue != triggers) {
             unfinished.push(format!("{ready} ready in {queue}"));
         }
-        // A message without an identity may be stored twice.
-        let counts = "SELECT (SELECT count(DISTINCT (conversation_id, left(content, 64))) FROM messages)
+        // A message without an identity may be stored twice. Messages of lists say the same.
+        let counts = "SELECT (SELECT count(DISTINCT (conversation_id, left(content, 64),
+                                            CASE WHEN content = 'yes' THEN id END)) FROM messages)
             || ' ' || (SELECT count(DISTINCT (conversation_id, metadata ->> 'marker')) FROM session_events)
             || ' ' || (SELECT count(*) FROM conversations WHERE status = 'archived')
             || ' ' || (SELECT count(*) FROM conversations c

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use domain::ids::ConversationKey;
+use fixtures::lists::turns;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -37,6 +38,8 @@ const READ_INTERVAL: Duration = Duration::from_millis(25);
 /// Content of a message, in bytes: with its other fields an action has some 500.
 const CONTENT_BYTES: usize = 300;
 const TENANT: &str = "chaos";
+/// Messages of a list. Each list of a conversation has one more than the one before.
+const LIST: usize = 20;
 
 /// What was confirmed, and what the reader found.
 #[derive(Default)]
@@ -175,6 +178,9 @@ fn actions(publisher: usize, n: usize) -> Vec<AgentAction> {
     if turn == 0 || lap == 0 {
         actions.insert(0, event("open", opened(TENANT, &session, &moment(-1))));
     }
+    if place == 0 {
+        actions.push(list(publisher, lap));
+    }
     if turn % 10 == 5 && lap > 0 {
         let before = format!("m{publisher}-{}", n - CONCURRENT);
         actions.push(deleted(TENANT, &session, &before).as_action());
@@ -191,6 +197,20 @@ fn actions(publisher: usize, n: usize) -> Vec<AgentAction> {
         actions.push(event("close", closed(TENANT, &session, &with(2, said))));
     }
     actions
+}
+
+/// A list of a conversation of its own, without ids: half of its messages say the same.
+fn list(publisher: usize, lap: usize) -> AgentAction {
+    let (generation, last) = (lap / LIST, lap % LIST);
+    let session = format!("list{publisher}-{generation}");
+    let content = |n: usize| {
+        if n.is_multiple_of(2) { "yes".to_owned() } else { format!("{session} says {n}") }
+    };
+    let contents: Vec<String> = (0..=last).map(content).collect();
+    let messages = turns(&contents.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut body = fixtures::lists::body(&session, &messages, &json!({}));
+    body["tenant_id"] = TENANT.into();
+    AgentAction { body, message_id: None }
 }
 
 /// Reads recent conversations one after another, so that Redis holds hot copies that can become stale.
