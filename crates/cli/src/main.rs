@@ -7,11 +7,11 @@ mod actor;
 mod cli;
 mod commands;
 mod exit;
-mod foreign_names;
 mod input;
 mod output;
 mod validator;
 mod values;
+mod warnings;
 
 use std::process::ExitCode;
 

@@ -12,9 +12,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::exit::Failure;
-use crate::foreign_names::Warnings;
 use crate::input::{Line, Lines};
 use crate::output::{Cell, Text, Tone, plural};
+use crate::warnings::Warnings;
 
 /// Decodes lines as the workers decode bodies.
 #[derive(Debug, Clone, Copy)]

@@ -428,6 +428,96 @@ fn the_order_is_that_of_the_list_whatever_the_times() {
     assert_eq!(conversation.messages.len(), 2);
 }
 
+/// Random numbers that are the same in every run (SplitMix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut number = self.0;
+        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let number = number ^ (number >> 31);
+        usize::try_from(number % end as u64).expect("a small number")
+    }
+
+    /// A content, of which half are very short.
+    fn content(&mut self) -> String {
+        match self.below(6) {
+            0 => "yes".to_owned(),
+            1 => "ok".to_owned(),
+            2 => "Done.".to_owned(),
+            _ => format!("a sentence about {} and {}", self.below(50), self.below(50)),
+        }
+    }
+}
+
+/// What a caller does to its list before it adds a message.
+type Rewrite = fn(&mut Numbers, &mut Vec<Value>);
+
+const REWRITES: [(&str, Rewrite); 6] = [
+    ("nothing", |_, _| {}),
+    ("the head is replaced by a summary", |numbers, list| {
+        let end = numbers.below(list.len() - 2) + 1;
+        list.splice(..end, [say("user", "Summary: they agreed on all of it.")]);
+    }),
+    ("the head is cut", |numbers, list| {
+        let end = numbers.below(list.len() - 2) + 1;
+        list.drain(..end);
+    }),
+    ("a tool result is cleared", |numbers, list| {
+        let place = numbers.below(list.len());
+        list[place]["content"] = "[cleared]".into();
+    }),
+    ("the last answer is generated again", |numbers, list| {
+        list.pop();
+        let content = numbers.content();
+        list.push(say("assistant", &format!("again: {content}")));
+    }),
+    ("an earlier message is edited, and what followed is gone", |numbers, list| {
+        let place = numbers.below(list.len() - 1);
+        list.truncate(place);
+        list.push(say("user", "What I meant is something else."));
+    }),
+];
+
+#[test]
+fn of_lists_with_a_rewritten_past_these_shares_are_exact_inferred_branches_and_conflicts() {
+    const CONVERSATIONS: usize = 500;
+    let mut numbers = Numbers(1);
+    let mut table = format!("of {CONVERSATIONS} lists, by what was done to the one before\n");
+    for (what, rewrite) in REWRITES {
+        let (mut found, mut stored_again, mut next_exact) = ([0; 4], 0, 0);
+        for _ in 0..CONVERSATIONS {
+            let mut conversation = Conversation::default();
+            let length = 4 + numbers.below(20);
+            let contents: Vec<String> = (0..length).map(|_| numbers.content()).collect();
+            let mut list = turns(&contents.iter().map(String::as_str).collect::<Vec<_>>());
+            conversation.sync(&list);
+            rewrite(&mut numbers, &mut list);
+            list.push(say("user", "one more question of the user"));
+            let Ok(plan) = conversation.sync_with(&list, &json!({})) else {
+                found[3] += 1;
+                continue;
+            };
+            found[plan.aligned as usize] += 1;
+            let is_said = |content: &Value| contents.iter().any(|said| content == said.as_str());
+            stored_again +=
+                plan.new.iter().filter(|new| is_said(&list[new.position]["content"])).count();
+            list.push(say("assistant", "one more answer"));
+            let next = conversation.sync(&list);
+            next_exact += usize::from(next.aligned == Aligned::Exact && next.new.len() == 1);
+        }
+        let [exact, inferred, branch, conflict] = found;
+        table += &format!(
+            "{what}: {exact} exact, {inferred} inferred, {branch} branches, {conflict} conflicts; {stored_again} messages \
+             stored again; {next_exact} of the next lists exact\n"
+        );
+    }
+    println!("{table}");
+    insta::assert_snapshot!("shares", table);
+}
+
 /// A message, of which half are very short.
 fn content() -> impl Strategy<Value = String> {
     prop_oneof![
