@@ -256,28 +256,75 @@ async fn what_cannot_be_stored_says_why_and_stores_nothing() {
         outcome(&replica, list("s", messages, fields)).await.unwrap_err()
     };
     let nothing = json!({});
-    for (messages, fields, field, words) in [
-        (turns(&["other", "words"]), &nothing, "messages", "send the messages behind a stored one"),
-        (
-            vec![json!({"role": "user", "content": "not hi", "message_id": "own"})],
-            &nothing,
-            "messages[0].message_id",
-            "different role, content",
-        ),
-    ] {
-        let failure = refused(&messages, fields).await;
-        let Failure::DeadLetter(refusal) = &failure else { panic!("{failure:?}") };
-        assert_eq!(refusal.reason, DeadLetterReason::Conflict);
-        assert_eq!(refusal.field.as_deref(), Some(field));
-        assert!(refusal.detail.contains(words), "{}", refusal.detail);
-    }
+    let failure = refused(&turns(&["other", "words"]), &nothing).await;
+    let Failure::DeadLetter(refusal) = &failure else { panic!("{failure:?}") };
+    assert_eq!(refusal.reason, DeadLetterReason::Conflict);
+    assert_eq!(refusal.field.as_deref(), Some("messages"));
+    assert!(refusal.detail.contains("send the messages behind a stored one"), "{}", refusal.detail);
     // What it goes on from may arrive yet.
     let failure = refused(&turns(&["hello"]), &json!({"after": "later"})).await;
     assert!(matches!(failure, Failure::Retry(_)), "{failure:?}");
     save(&replica, "later", "well", 1_000).await;
-    let list = sync_with(&replica, &turns(&["hello"]), &json!({"after": "later"})).await;
-    assert_eq!(summary(&list), (Aligned::Exact, 1, 0));
+    let stored = sync_with(&replica, &turns(&["hello"]), &json!({"after": "later"})).await;
+    assert_eq!(summary(&stored), (Aligned::Exact, 1, 0));
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "3");
+    // Neither of these leaves a conversation without messages.
+    let typing_error = list("another", &turns(&["hello"]), &json!({"after": "later"}));
+    assert!(outcome(&replica, typing_error).await.is_err());
+    let only_a_head = list("head", &[say("system", "Be kind.")], &nothing);
+    assert!(outcome(&replica, only_a_head).await.is_ok());
+    assert_eq!(sql(&env, "SELECT count(*) FROM conversations").await, "1");
+}
+
+#[tokio::test]
+async fn a_deleted_call_and_its_emptied_result_are_still_known_by_their_ids() {
+    let (_env, replica) = stores().await;
+    let named = |id: &str, mut message: Value| {
+        message["message_id"] = id.into();
+        message
+    };
+    let call =
+        json!([{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
+    let mut all = vec![
+        named("u", say("user", "hi")),
+        named("c", json!({"role": "assistant", "content": null, "tool_calls": call})),
+        named("r", json!({"role": "tool", "content": "7", "tool_call_id": "call_1"})),
+    ];
+    for (n, message) in all.iter().enumerate() {
+        let mut message = message.clone();
+        message["timestamp"] = at(i64::try_from(n).unwrap() * 1_000).into();
+        let id = message["message_id"].as_str().unwrap().to_owned();
+        replica.save(&[to_save("s", &id, &message)]).await.pop().unwrap().unwrap();
+    }
+    let delete = fixtures::deleted("acme", "s", "c");
+    let Action::DeleteMessage(common, payload) = action(&delete) else { panic!("a deletion") };
+    replica.deletions.delete(&[(&common, &payload.message_id)]).await.unwrap();
+    all.push(say("assistant", "It is 7."));
+    assert_eq!(summary(&sync(&replica, &all).await), (Aligned::Exact, 1, 3));
+    assert_eq!(stored(&replica).await, ["hi", "", "It is 7."]);
+}
+
+#[tokio::test]
+async fn a_part_of_a_list_that_is_inserted_before_a_later_part_fails_is_not_kept() {
+    let (env, replica) = stores().await;
+    // They are inserted in one transaction, 500 messages with each statement, in the order of their conversations. The second
+    // statement has messages of a user who was erased.
+    let contents = contents(600);
+    let first = list("a", &messages(&contents), &json!({"conversation_id": "a"}));
+    let second = json!({"conversation_id": "b", "user_id": "gone"});
+    let second = list("b", &turns(&["hi", "hello"]), &second);
+    sql(
+        &env,
+        "INSERT INTO tombstones (tenant_id, kind, subject, erased_at)
+         VALUES ('acme', 'user', 'gone', now() + '1 h')",
+    )
+    .await;
+    let outcomes = sync_all(&replica, &[first, second]).await;
+    assert!(matches!(&outcomes[0], Ok(SyncOutcome::Stored(list)) if list.plan.new.len() == 600));
+    assert_eq!(outcomes[1], Ok(SyncOutcome::Erased));
+    let texts = "SELECT string_agg(content, '|' ORDER BY created_at, id) FROM messages";
+    assert_eq!(sql(&env, texts).await, contents.join("|"));
+    assert_eq!(sql(&env, "SELECT string_agg(id, ' ') FROM conversations").await, "a");
 }
 
 #[tokio::test]

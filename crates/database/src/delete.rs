@@ -14,7 +14,7 @@ use domain::time::Timestamp;
 use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::first_lock::{Locked, ToLock, lock_or_insert};
+use crate::lock_or_insert::{Locked, ToLock, lock_or_insert};
 use crate::rows::BindKeys as _;
 use crate::{Database, Error, Result};
 

@@ -104,6 +104,14 @@ impl Error {
         }
     }
 
+    /// Whether a transaction that failed with it may be committed: PostgreSQL did not answer that it is not.
+    #[must_use]
+    pub fn may_be_committed(&self) -> bool {
+        let is_answered = self.sqlstate().is_some()
+            || matches!(self, Self::Contended(_) | Self::SequencesAdvanced(_));
+        !is_answered || self.class() == FailureClass::Unavailable
+    }
+
     /// Whether a timeout expired, while waiting for an answer or for a lock. A smaller batch may succeed.
     #[must_use]
     pub fn is_time_out(&self) -> bool {

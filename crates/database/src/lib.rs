@@ -17,9 +17,9 @@ mod delete;
 mod durability;
 mod epoch;
 mod error;
-mod first_lock;
 #[cfg(test)]
 mod golden;
+mod lock_or_insert;
 mod locked;
 mod messages;
 mod pool;

@@ -3,7 +3,7 @@
 //! One transaction takes lists of different conversations:
 //!
 //! 1. It locks the conversations, in key order, missing ones inserted. Two lists of one conversation are decided one after
-//!    the other, and no close ends between. Saves do not wait.
+//!    the other, and no close ends between. Saves wait only if they change the conversation's row.
 //! 2. It reads what is stored, in statements that begin after the locks (`known.rs`).
 //! 3. [`decide`] says what is new of each list.
 //! 4. It inserts that as saves do, and what later lists are recognised by.
@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use self::known::{Found, read_known, read_line};
 use crate::epoch::{OpenSaves, change_generations};
-use crate::first_lock::{Locked, ToLock, lock_or_insert};
+use crate::lock_or_insert::{Locked, ToLock, lock_or_insert};
 use crate::rows::{SaveRow, corrupt};
 use crate::save::{HotWrites, is_stored_already};
 use crate::tombstones::Tombstones;
@@ -78,8 +78,6 @@ pub enum SyncRefusal {
     NoBranch(usize),
     /// Two of its messages have the same id: the position of the second one.
     RepeatedId(usize),
-    /// The message at this position has the id of a stored one, and says something else.
-    Conflict(usize),
     /// No message has the id from which it goes on.
     AfterUnknown,
 }
@@ -115,10 +113,10 @@ impl Database {
                 storing.sync(connection, lists).await
             });
             match synced.await {
-                Ok(Some(batch)) => return Ok(batch),
-                Ok(None) => {}
+                // A save has stored the id of a new message meanwhile.
                 Err(error) if is_stored_already(&error) => continue,
-                Err(error) => return Err(error),
+                Err(Error::Contended(_)) => {}
+                synced => return synced,
             }
             may_be_erased = true;
             let row = saved_by;
@@ -166,19 +164,22 @@ struct Storing<'c> {
 }
 
 impl Storing<'_> {
-    /// What became of each list; `None` if the transaction is to begin again.
+    /// What became of each list.
+    ///
+    /// # Errors
+    /// [`Error::Contended`] if the transaction is to begin again.
     async fn sync<'a>(
         &self,
         connection: &mut PgConnection,
         lists: &[ListToSync<'a>],
-    ) -> Result<Option<SyncedBatch<'a>>> {
+    ) -> Result<SyncedBatch<'a>> {
         let to_lock: BTreeMap<_, _> =
             lists.iter().map(|list| (&list.action.common.key, to_lock(list.action))).collect();
         debug_assert_eq!(to_lock.len(), lists.len(), "two lists of one conversation");
         let locked = lock_or_insert(connection, &to_lock, self.random).await?;
         let locked: Vec<Locked> = lists
             .iter()
-            .map(|list| locked.get(&list.action.common.key).copied().ok_or_else(missing))
+            .map(|list| locked.get(&list.action.common.key).copied().ok_or_else(changed))
             .collect::<Result<_>>()?;
         let found = read_known(connection, lists, &locked).await?;
         let mut decided = Vec::with_capacity(lists.len());
@@ -189,29 +190,33 @@ impl Storing<'_> {
             });
         }
         leave_out_stored_heads(connection, lists, &locked, &mut decided).await?;
-        let Some(sent) = self.insert(connection, lists, &mut decided).await? else {
-            return Ok(None);
-        };
+        let (reopened, touched) = self.insert(connection, lists, &mut decided).await?;
         remember(connection, &locked, &decided).await?;
         if self.hot == HotWrites::KnownDown {
             self.invalidate_unchanged(connection, lists, &decided).await?;
         }
-        let (reopened, touched) = sent;
+        delete_empty(connection, &locked, &decided).await?;
         let lists = decided.into_iter().map(outcome).collect();
-        Ok(Some(SyncedBatch { lists, reopened, touched }))
+        Ok(SyncedBatch { lists, reopened, touched })
     }
 
-    /// Inserts the new messages; `None` if nothing was inserted, because a conversation, a tombstone or the row of this
-    /// process in `writers` changed.
+    /// Inserts the new messages. Returns how many conversations were reopened, and those that were changed.
+    ///
+    /// # Errors
+    /// [`Error::Contended`] if not all were inserted, because a conversation, a tombstone or the row of this process in
+    /// `writers` changed.
     async fn insert<'a>(
         &self,
         connection: &mut PgConnection,
         lists: &[ListToSync<'a>],
         decided: &mut [Result<Decided, SyncRefusal>],
-    ) -> Result<Option<(usize, Vec<&'a ConversationKey>)>> {
-        let known = self.erased(connection, decided).await?;
+    ) -> Result<(usize, Vec<&'a ConversationKey>)> {
+        if self.may_be_erased {
+            leave_out_erased(connection, decided).await?;
+        }
         let rows = rows_of(decided);
-        let tombstones = match &known {
+        // What a tombstone covers was left out. The conversation itself may have one, of an earlier time.
+        let tombstones = match self.may_be_erased {
             true => Tombstones::read(connection, &rows).await?,
             false => Tombstones::default(),
         };
@@ -221,38 +226,12 @@ impl Storing<'_> {
             let Self { database, hot, random, saved_by, .. } = *self;
             let sent =
                 database.send(connection, &chunk, &tombstones, hot, random, saved_by).await?;
-            let Some(sent) = sent else { return Ok(None) };
+            let sent = sent.ok_or_else(changed)?;
             reopened += sent.reopened;
             touched.extend(sent.touched);
         }
         let of_lists = lists.iter().map(|list| &list.action.common.key);
-        Ok(Some((reopened, of_lists.filter(|key| touched.contains(key)).collect())))
-    }
-
-    /// Leaves out what was erased after it was sent. Returns whether tombstones were read.
-    async fn erased(
-        &self,
-        connection: &mut PgConnection,
-        decided: &mut [Result<Decided, SyncRefusal>],
-    ) -> Result<bool> {
-        if !self.may_be_erased {
-            return Ok(false);
-        }
-        let rows = rows_of(decided);
-        let tombstones = Tombstones::read(connection, &rows).await?;
-        let forbidden: HashSet<(ConversationKey, MessageId)> = rows
-            .iter()
-            .filter(|row| tombstones.forbid(row))
-            .map(|row| (row.key.clone(), row.message.id.clone()))
-            .collect();
-        for list in decided.iter_mut().flatten().filter(|list| !list.messages.is_empty()) {
-            list.retain(|save| {
-                let row = (save.common.key.clone(), save.message.id.clone());
-                !forbidden.contains(&row)
-            });
-            list.is_erased = list.messages.is_empty();
-        }
-        Ok(true)
+        Ok((reopened, of_lists.filter(|key| touched.contains(key)).collect()))
     }
 
     /// Invalidates the copies of conversations without new messages: the process that stored them may have crashed before it
@@ -278,8 +257,48 @@ impl Storing<'_> {
     }
 }
 
-fn missing() -> Error {
-    Error::Contended("a conversation was deleted while a list was stored".to_owned())
+fn changed() -> Error {
+    Error::Contended("a conversation, a tombstone or a row of writers changed meanwhile".to_owned())
+}
+
+/// Leaves out what was erased after it was sent.
+async fn leave_out_erased(
+    connection: &mut PgConnection,
+    decided: &mut [Result<Decided, SyncRefusal>],
+) -> Result<()> {
+    let rows = rows_of(decided);
+    let tombstones = Tombstones::read(connection, &rows).await?;
+    let forbidden: HashSet<(ConversationKey, MessageId)> = rows
+        .iter()
+        .filter(|row| tombstones.forbid(row))
+        .map(|row| (row.key.clone(), row.message.id.clone()))
+        .collect();
+    for list in decided.iter_mut().flatten().filter(|list| !list.messages.is_empty()) {
+        list.retain(|save| {
+            let row = (save.common.key.clone(), save.message.id.clone());
+            !forbidden.contains(&row)
+        });
+        list.is_erased = list.messages.is_empty();
+    }
+    Ok(())
+}
+
+/// Deletes the conversations that this transaction inserted and that got no message.
+async fn delete_empty(
+    connection: &mut PgConnection,
+    locked: &[Locked],
+    decided: &[Result<Decided, SyncRefusal>],
+) -> Result<()> {
+    let is_empty = |it: &Result<Decided, _>| it.as_ref().map_or(true, |it| it.messages.is_empty());
+    let empty = locked.iter().zip(decided).filter(|(it, list)| it.is_new && is_empty(list));
+    let empty: Vec<i64> = empty.map(|(it, _)| it.number).collect();
+    if !empty.is_empty() {
+        sqlx::query("DELETE FROM conversations WHERE number = ANY ($1)")
+            .bind(&empty)
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
 }
 
 fn to_lock(list: &SyncMessages) -> ToLock<'_> {
@@ -298,7 +317,7 @@ async fn decide_list(
     connection: &mut PgConnection,
     list: &ListToSync<'_>,
     conversation: i64,
-    Found { known, path, is_head_of_others }: &Found,
+    Found { known, path, is_head_of_others, .. }: &Found,
 ) -> Result<Result<Decided, SyncRefusal>> {
     let action = list.action;
     let mut plan = decide(action, path, known, None);

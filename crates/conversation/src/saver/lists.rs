@@ -20,6 +20,9 @@ use super::committed::{Committed, CommittedMessage};
 use crate::bisection::{Bisection, SetAside, failed_alone};
 use crate::transient::retry_transient;
 
+/// Lists in one transaction.
+const LISTS: usize = 50;
+
 /// A list to store.
 #[derive(Debug, Clone, Copy)]
 pub struct ToSync<'a> {
@@ -90,13 +93,21 @@ impl Saver {
         }
         failpoints::reached(Step::SaveDecoded);
         while !pending.is_empty() {
-            // A transaction takes one list of each conversation.
+            // A transaction takes one list of each conversation, and few of them: it holds their locks.
             let mut conversations = HashSet::new();
-            let (round, rest) = pending.into_iter().partition(|it| conversations.insert(it.key()));
+            let (round, rest) = pending
+                .into_iter()
+                .partition(|it| conversations.len() < LISTS && conversations.insert(it.key()));
             self.store_lists(round, hot, &mut outcomes, &mut committed, &mut again).await?;
             pending = rest;
         }
         failpoints::reached(Step::SaveCommitted);
+        // Those that are handled again apart from others are asked for again there.
+        for (list, outcome) in lists.iter().zip(&outcomes) {
+            if matches!(outcome, Some(Err(failure)) if failure.is_apart()) {
+                again.remove(&list.action.common.key);
+            }
+        }
         for (conversation, failure) in self.write_copies(&mut committed, hot, again).await? {
             for (list, outcome) in lists.iter().zip(&mut outcomes) {
                 if list.action.common.key == conversation && matches!(outcome, Some(Ok(_))) {
@@ -151,8 +162,9 @@ impl Saver {
                 }
                 Err(error) => error,
             };
-            // Whether it was committed is unknown.
-            again.extend(part.iter().map(|item| item.key().clone()));
+            if error.may_be_committed() {
+                again.extend(part.iter().map(|item| item.key().clone()));
+            }
             let aside = bisection.failed(part, error, Database::check_save).await?;
             let Some(SetAside { items, error, are_known_to_be_locked }) = aside else { continue };
             let (reason, failure) = (with_causes(&error), failed_alone(error));
@@ -223,46 +235,36 @@ fn settled<'a>(
             Ok(SyncOutcome::Stored(list))
         }
         Synced::Erased => Ok(SyncOutcome::Erased),
-        Synced::Refused(SyncRefusal::NoBranch(position)) => Ok(SyncOutcome::NoBranch(position)),
-        Synced::Refused(refusal) => Err(refused(item.list.action, refusal)),
+        Synced::Refused(refusal) => refused(item.list.action, refusal),
     }
 }
 
-fn refused(list: &SyncMessages, refusal: SyncRefusal) -> Failure {
-    let conflict = |field: Option<String>, detail: String| {
+fn refused(list: &SyncMessages, refusal: SyncRefusal) -> Result<SyncOutcome, Failure> {
+    let conflict = |field: String, detail: String| {
         let reason = DeadLetterReason::Conflict;
-        Failure::DeadLetter(Refusal { reason, field, detail, hint: None })
+        Err(Failure::DeadLetter(Refusal { reason, field: Some(field), detail, hint: None }))
     };
     let id = |position: usize| format!("messages[{position}].message_id");
-    let listed = |position: usize| list.listed.iter().find(|it| it.position == position);
-    let sent = |position: usize| listed(position).and_then(|it| it.id.as_ref());
     match refusal {
-        SyncRefusal::NothingInCommon | SyncRefusal::NoBranch(_) => conflict(
-            Some("messages".to_owned()),
+        SyncRefusal::NoBranch(position) => Ok(SyncOutcome::NoBranch(position)),
+        SyncRefusal::NothingInCommon => conflict(
+            "messages".to_owned(),
             "the list has nothing in common with the stored conversation, so where it belongs is unknown; send it from the \
-             first message of the conversation, or send the messages behind a stored one, with its id as `after`"
+             first message of the conversation, or send the messages behind a stored one, with its id as `after`; if its first \
+             message was edited, send it as another conversation"
                 .to_owned(),
         ),
         SyncRefusal::RepeatedId(position) => conflict(
-            Some(id(position)),
+            id(position),
             format!("`{}` is the id of an earlier message of the list", id(position)),
         ),
-        SyncRefusal::Conflict(position) => conflict(
-            Some(id(position)),
-            format!(
-                "`{}` is {:?}, which is already stored in this conversation with a different role, content or tool_calls; the \
-                 stored message stays as it is, and nothing of the list is stored",
-                id(position),
-                sent(position).map_or("", |id| id.as_str())
-            ),
-        ),
         // It may arrive yet: another worker saves it.
-        SyncRefusal::AfterUnknown => Failure::Retry(
+        SyncRefusal::AfterUnknown => Err(Failure::Retry(
             format!(
                 "`after` is {:?}, and no message of this conversation has that id; save that message, and replay this action",
                 list.after.as_ref().map_or("", |id| id.as_str())
             )
             .into(),
-        ),
+        )),
     }
 }

@@ -180,11 +180,11 @@ fn bind_messages(query: Statement, groups: &[Group<'_>], rows: &[&SaveRow<'_>]) 
 fn bind_details(query: Statement, rows: &[&SaveRow<'_>]) -> Statement {
     let details = || rows.iter().map(|row| row.message.details.as_deref());
     let query = bind_sparse(query, details().map(|it| Some(it?.item.as_ref()?.as_str())));
-    bind_sparse(query, rows.iter().map(|row| few(row)))
+    bind_sparse(query, rows.iter().map(|row| details_object(row)))
 }
 
 /// An object with what few messages have.
-fn few(row: &SaveRow<'_>) -> Option<String> {
+fn details_object(row: &SaveRow<'_>) -> Option<String> {
     let details = row.message.details.as_deref().and_then(Details::without_item);
     if !row.is_time_estimated {
         return details;

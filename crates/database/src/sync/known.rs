@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use domain::action::SyncMessages;
+use domain::decode::listed_messages;
 use domain::ids::MessageId;
 use domain::message::{Message, Role};
 use domain::sync::hash::{Fingerprint, SyncHash};
 use domain::sync::names::SystemMessages;
 use domain::sync::path::Computed;
-use domain::sync::plan::{Known, LINE, Line, LineMessage, Stored};
+use domain::sync::plan::{Known, LINE, Line, LineMessage, New, Own, Stored};
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgBindIterExt as _, PgRow};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
@@ -16,7 +17,7 @@ use uuid::Uuid;
 
 use super::{ListToSync, SyncRefusal};
 use crate::Result;
-use crate::first_lock::Locked;
+use crate::lock_or_insert::Locked;
 use crate::rows::{MESSAGE_COLUMNS, corrupt, id, item_of, message, timestamp};
 
 /// Messages at the end of each list that are looked up first. Most lists are those of the call before, with some more.
@@ -33,13 +34,15 @@ pub(super) struct Found {
     pub(super) known: Known,
     /// Its computed ids.
     pub(super) path: Vec<Computed>,
+    /// The body hashes of the messages that are stored under their own ids, by their places.
+    own_hashes: BTreeMap<usize, Vec<u8>>,
     /// Whether the hash of the head was found among the messages: no list has stored one yet.
     pub(super) is_head_of_others: bool,
 }
 
 impl Found {
     fn new(known: Known, path: Vec<Computed>) -> Self {
-        Self { known, path, is_head_of_others: false }
+        Self { known, path, own_hashes: BTreeMap::new(), is_head_of_others: false }
     }
 }
 
@@ -62,12 +65,7 @@ pub(super) async fn read_known(
     read_newest(connection, locked, &mut found).await?;
     for ((list, locked), found) in lists.iter().zip(locked).zip(&mut found) {
         let Ok(one) = found else { continue };
-        if let Some(position) =
-            first_conflict(connection, list.action, locked.number, &one.known).await?
-        {
-            *found = Err(SyncRefusal::Conflict(position));
-            continue;
-        }
+        compare_own(connection, list, locked.number, one).await?;
         if needs_head(list.action, &one.known) {
             one.known.head =
                 read_instructions(connection, locked.number, list.action.head.len()).await?;
@@ -131,25 +129,25 @@ struct Wanted<'a> {
     own: Option<&'a MessageId>,
 }
 
-/// The stored messages among those that are wanted: by their number, and whether by their own id.
+/// The stored messages among those that are wanted, by their number; with their body hash if they were found by their own id.
 async fn look_up(
     connection: &mut PgConnection,
     wanted: &[Wanted<'_>],
-) -> Result<Vec<(usize, bool, Stored)>> {
+) -> Result<Vec<(usize, Stored, Option<Vec<u8>>)>> {
     let numbers: Vec<usize> = (0..wanted.len()).collect();
     // LATERAL, so that the plan does not depend on table statistics: some look-ups for each.
     let rows = sqlx::query(
         "SELECT k.n, f.*
          FROM unnest($1::bigint[], $2::uuid[], $3::text[]) WITH ORDINALITY AS k (conversation, computed, own, n)
          CROSS JOIN LATERAL (
-             SELECT m.id, m.created_at, m.parent_message_id IS NOT NULL AS has_parent, false AS by_own
+             SELECT m.id, m.created_at, m.parent_message_id IS NOT NULL AS has_parent, NULL::bytea AS own_hash
              FROM message_rows m WHERE m.conversation = k.conversation AND m.id = k.computed::text
              UNION ALL
-             SELECT m.id, m.created_at, m.parent_message_id IS NOT NULL, false
+             SELECT m.id, m.created_at, m.parent_message_id IS NOT NULL, NULL
              FROM sync_aliases a JOIN message_rows m ON m.conversation = a.conversation AND m.id = a.message_id
              WHERE a.conversation = k.conversation AND a.computed = k.computed
              UNION ALL
-             SELECT m.id, m.created_at, m.parent_message_id IS NOT NULL, true
+             SELECT m.id, m.created_at, m.parent_message_id IS NOT NULL, m.body_hash
              FROM message_rows m WHERE m.conversation = k.conversation AND m.id = k.own
              OFFSET 0) AS f",
     )
@@ -159,7 +157,7 @@ async fn look_up(
     .fetch_all(connection)
     .await?;
     let found = |row: &PgRow| {
-        Ok((*item_of(row, &numbers, "messages")?, row.try_get("by_own")?, stored(row)?))
+        Ok((*item_of(row, &numbers, "messages")?, stored(row)?, row.try_get("own_hash")?))
     };
     rows.iter().map(found).collect()
 }
@@ -202,11 +200,12 @@ async fn read_listed(
             }
             rest[n] = rest[n].saturating_sub(part);
         }
-        for (at, by_own, stored) in look_up(connection, &wanted).await? {
+        for (at, stored, own_hash) in look_up(connection, &wanted).await? {
             let (n, place) = places[at];
-            let Ok(Found { known, .. }) = &mut found[n] else { continue };
-            if by_own {
-                known.named.insert(place, stored);
+            let Ok(Found { known, own_hashes, .. }) = &mut found[n] else { continue };
+            if let Some(hash) = own_hash {
+                known.own.insert(place, Own { stored, says_the_same: false });
+                own_hashes.insert(place, hash);
             } else if known.last.as_ref().is_none_or(|(last, _)| *last < place) {
                 known.last = Some((place, stored));
             }
@@ -214,7 +213,7 @@ async fn read_listed(
         for (rest, found) in rest.iter_mut().zip(found.iter_mut()) {
             let Ok(Found { known, .. }) = found else { continue };
             if let Some((last, _)) = known.last {
-                known.named.retain(|place, _| *place > last);
+                known.own.retain(|place, _| *place > last);
                 *rest = 0;
             }
         }
@@ -256,31 +255,51 @@ async fn read_newest(
     Ok(())
 }
 
-/// The position of the first message whose own id is that of a stored message that says something else. A deleted one says
-/// nothing any more.
-async fn first_conflict(
+/// Compares the messages of a list that are stored under their own ids with what is stored. A deleted message, and one of
+/// which a deletion took a part, say what they said: their body hash is that of what was sent.
+async fn compare_own(
     connection: &mut PgConnection,
-    list: &SyncMessages,
+    list: &ListToSync<'_>,
     conversation: i64,
-    known: &Known,
-) -> Result<Option<usize>> {
-    let there: Vec<&str> = known
-        .named
-        .values()
-        .filter(|stored| stored.created_at.is_some())
-        .map(|stored| stored.id.as_str())
-        .collect();
-    if there.is_empty() {
-        return Ok(None);
+    Found { known, own_hashes, .. }: &mut Found,
+) -> Result<()> {
+    if known.own.is_empty() {
+        return Ok(());
     }
-    let said = fingerprints(connection, conversation, &there).await?;
-    let differs = |(place, stored): (&usize, &Stored)| {
-        let listed = &list.listed[*place];
-        let is_other =
-            said.get(&stored.id).is_some_and(|(said, _)| said.hash != listed.fingerprint.hash);
-        is_other.then_some(listed.position)
+    let listed = &list.action.listed;
+    let new = |(place, own): (&usize, &Own)| New {
+        position: listed[*place].position,
+        id: own.stored.id.clone(),
+        created_at: list.action.common.happened_at,
+        is_time_estimated: false,
+        parent: None,
     };
-    Ok(known.named.iter().find_map(differs))
+    let wanted: Vec<New> = known.own.iter().map(new).collect();
+    let sent = listed_messages(list.body, list.action, &wanted).map_err(|position| {
+        let fault = format!("the body of the action has no message at position {position}");
+        corrupt("messages", fault)
+    })?;
+    for ((place, own), sent) in known.own.iter_mut().zip(&sent) {
+        let is_same = own_hashes.get(place).is_some_and(|hash| *hash == sent.body_hash().0);
+        own.says_the_same = is_same || own.stored.created_at.is_none();
+    }
+    let others: Vec<MessageId> = known
+        .own
+        .values()
+        .filter(|own| !own.says_the_same)
+        .map(|own| own.stored.id.clone())
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<&str> = others.iter().map(MessageId::as_str).collect();
+    let said = fingerprints(connection, conversation, &ids).await?;
+    for (place, own) in &mut known.own {
+        let stored = said.get(&own.stored.id);
+        own.says_the_same |=
+            stored.is_some_and(|(said, _)| said.hash == listed[*place].fingerprint.hash);
+    }
+    Ok(())
 }
 
 /// What these messages are compared by, and their roles. One after the other: together they may be large.

@@ -5,11 +5,11 @@
 //! 3. An unknown `action_type`: `unknown_action`.
 //! 4. Valid JSON that cannot be [stored](first_fault): `schema`.
 
-use memchr::memmem;
 use serde::de::IgnoredAny;
 
 use super::body_format::BodyFormat;
 use super::fault::{FieldError, malformed};
+use super::sent_fields::SentFields;
 use crate::action::ActionKind;
 use crate::excerpt::excerpt;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
@@ -26,7 +26,8 @@ pub fn check_size(body: &[u8], limit: usize) -> Result<(), Refusal> {
     if body.len() <= limit {
         return Ok(());
     }
-    let remedy = if memmem::find(body, ActionKind::SyncMessages.as_str().as_bytes()).is_some() {
+    let sent = SentFields::of(body);
+    let remedy = if sent.text("action_type").as_deref() == Some(ActionKind::SyncMessages.as_str()) {
         "send only the messages behind a stored one, with its id as `after`: the reply to a list names its last message as \
          `tail`"
     } else {

@@ -43,12 +43,12 @@ impl<'a> Inherited<'a> {
 
     /// The bytes of their names and values.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes_of(|_| true)
+        self.bytes_of(|_, _| true)
     }
 
-    /// The bytes of the names and values of those that `is_wanted` by their name.
-    pub(super) fn bytes_of(&self, is_wanted: impl Fn(&str) -> bool) -> usize {
-        let wanted = self.fields.iter().filter(|field| is_wanted(&field.name));
+    /// The bytes of the names and values of those that `is_wanted`, by their name and value.
+    pub(super) fn bytes_of(&self, is_wanted: impl Fn(&str, &str) -> bool) -> usize {
+        let wanted = self.fields.iter().filter(|field| is_wanted(&field.name, field.value));
         wanted.map(|field| field.name.len() + field.value.len()).sum()
     }
 }

@@ -23,17 +23,12 @@ use crate::sync::names::OnConflict;
 use crate::sync::plan::New;
 use crate::wire;
 
-/// Fields of the action that are stored with each of its messages, and take no room of their own there.
-const SMALL: [&str; 8] = [
-    "action_type",
-    "tenant_id",
-    "session_id",
-    "conversation_id",
-    "user_id",
-    "agent_id",
-    "model_name",
-    "tenant_tier",
-];
+/// Fields of the action whose length is limited by themselves.
+const LIMITED: [&str; 6] =
+    ["action_type", "tenant_id", "session_id", "conversation_id", "user_id", "agent_id"];
+
+/// A shorter `model_name` or `tenant_tier` does not count for each message.
+const SHORT: usize = 256;
 
 /// The action and what its messages are compared by.
 pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
@@ -43,12 +38,16 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let elements = elements(payload.messages.0, &path)?;
     no_fields_of_a_message(&received.fields, &path)?;
     let inherited = inherited(&received.fields, received.kind);
-    let bytes = inherited.bytes_of(|name| !SMALL.contains(&name));
+    let is_short = |name: &str, value: &str| {
+        LIMITED.contains(&name)
+            || matches!(name, "model_name" | "tenant_tier") && value.len() <= SHORT
+    };
+    let bytes = inherited.bytes_of(|name, value| !is_short(name, value));
     if bytes.saturating_mul(elements.len()) > received.context.max_body_bytes {
         let fault = format!(
-            "has {} messages, and `metadata` and the unknown fields of the action, which count for each of them, have {bytes} \
-             bytes: more than {} together; send them with the messages that need them, or send only the messages behind a \
-             stored one, with its id as `after`",
+            "has {} messages, and `metadata` and other fields of the action that count for each of them have {bytes} bytes: \
+             more than {} together; send them with the messages that need them, or send only the messages behind a stored \
+             one, with its id as `after`",
             elements.len(),
             received.context.max_body_bytes
         );

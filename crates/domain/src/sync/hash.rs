@@ -56,9 +56,14 @@ fn is_left_out(name: &str, value: &str) -> bool {
     matches!(name, "cache_control" | "annotations" | "index") || matches!(value, "null" | "[]")
 }
 
-/// As [`is_left_out`], and what differs between two requests for the same thing.
+/// As [`is_left_out`], and how far a provider was with it.
 fn is_left_out_of_item(name: &str, value: &str) -> bool {
-    is_left_out(name, value) || matches!(name, "id" | "call_id" | "tool_use_id" | "status")
+    is_left_out(name, value) || name == "status"
+}
+
+/// As [`is_left_out`], and the ids of calls.
+fn is_left_out_of_call(name: &str, value: &str) -> bool {
+    is_left_out(name, value) || matches!(name, "id" | "call_id" | "tool_use_id")
 }
 
 impl Fingerprint {
@@ -212,7 +217,7 @@ impl Said {
         let inner = inner.and_then(|inner| members(inner).ok()).unwrap_or(fields);
         let field = |name: &str| value_of(&inner, name);
         let Some(name) = field("name").and_then(string) else {
-            let form = canonical_without(call, is_left_out_of_item);
+            let form = canonical_without(call, is_left_out_of_call);
             return self.calls.extend(tagged(b'k', &form));
         };
         let arguments = ["arguments", "args", "input"].into_iter().find_map(field).unwrap_or("{}");

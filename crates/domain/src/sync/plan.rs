@@ -2,13 +2,14 @@
 //!
 //! The rules, in their order:
 //!
-//! 1. Computed ids say how far the list is stored. Messages behind that whose own ids are stored are stored, too. If that is
-//!    all, nothing is new.
+//! 1. Computed ids say how far the list is stored. Messages behind that whose own ids are stored are stored, too, if they say
+//!    the same or another one of these follows. If that is all, nothing is new.
 //! 2. No stored message follows: the rest is new.
 //! 3. The end of the conversation stands at exactly one place in the list: the rest behind it is new. The caller cut,
 //!    summarised or cleared what stands before.
 //! 4. Something of the list is stored: the rest is a branch.
-//! 5. Nothing in common: a conflict.
+//! 5. The end of the list stands at exactly one place in the conversation: nothing is new.
+//! 6. Nothing in common: a conflict.
 //!
 //! A list that names the message from which it goes on has that in common, and rule 3 does not apply to it.
 
@@ -37,14 +38,33 @@ pub struct Stored {
 pub struct Known {
     /// The last message of the list that is stored under its computed id, by its place behind the head.
     pub last: Option<(usize, Stored)>,
-    /// Messages of the list behind that one whose own ids are stored, with what the list says.
-    pub named: BTreeMap<usize, Stored>,
+    /// Messages of the list behind that one whose own ids are stored.
+    pub own: BTreeMap<usize, Own>,
     /// The message from which the list goes on.
     pub after: Option<Stored>,
     /// The newest message of the conversation.
     pub newest: Option<Stored>,
     /// The hash of the system and developer messages that were stored last.
     pub head: Option<SyncHash>,
+}
+
+/// A message that is stored under its own id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// The message.
+    pub stored: Stored,
+    /// Whether the stored message says what that of the list says, or said so before it was changed or deleted.
+    pub says_the_same: bool,
+}
+
+impl Known {
+    /// The messages that are stored under their own ids. One that says something else is the stored one if another one
+    /// follows: its sender cleared or shortened it. Else it is an edited message.
+    fn named(&self) -> BTreeMap<usize, &Stored> {
+        let same = self.own.iter().rev().find(|(_, own)| own.says_the_same);
+        let end = same.map_or(0, |(place, _)| place + 1);
+        self.own.range(..end).map(|(place, own)| (*place, &own.stored)).collect()
+    }
 }
 
 /// The newest messages of a conversation, the newest first. Where one names the message to which it is the answer, that one
@@ -141,16 +161,17 @@ pub fn decide(
     known: &Known,
     line: Option<&Line>,
 ) -> Result<Plan, Undecided> {
-    let joint = joint(list, known, line)?;
+    let named = known.named();
+    let joint = joint(list, known, &named, line)?;
     let head = head_to_store(list, known);
-    let new = new_messages(list, path, known, &joint, head.is_some());
+    let new = new_messages(list, path, (known, &named), &joint, head.is_some());
     let listed = |new: &New| new.position >= list.head.len();
     let of_last = || {
         let (place, stored) = known.last.as_ref()?;
         Some((*place, &stored.id))
     };
     let stored_at = |place: usize| {
-        let named = known.named.get(&place).map(|stored| &stored.id);
+        let named = named.get(&place).map(|stored| &stored.id);
         let last = of_last().filter(|(last, _)| *last == place).map(|(_, id)| id);
         let end = joint.end.filter(|(end, _)| *end == place).map(|(_, stored)| &stored.id);
         named.or(last).or(end)
@@ -163,7 +184,8 @@ pub fn decide(
         let place = new.position - list.head.len();
         (path[place].message_id() != new.id).then(|| (path[place], new.id.clone()))
     });
-    let of_named = known.named.iter().map(|(place, stored)| (path[*place], stored.id.clone()));
+    // Those before it follow from it.
+    let of_named = named.last_key_value().map(|(place, stored)| (path[*place], stored.id.clone()));
     let of_end = joint.end.map(|(place, stored)| (path[place], stored.id.clone()));
     let plan = Plan {
         aligned: joint.aligned,
@@ -187,18 +209,19 @@ pub fn decide(
 fn joint<'a>(
     list: &SyncMessages,
     known: &'a Known,
+    named: &BTreeMap<usize, &'a Stored>,
     line: Option<&'a Line>,
 ) -> Result<Joint<'a>, Undecided> {
     let behind = |(place, stored): (usize, &'a Stored)| (place + 1, stored);
     let last = known.last.as_ref().map(|(place, stored)| (*place, stored)).map(behind);
     let after = known.after.as_ref().map(|stored| (0, stored));
-    let named = known.named.last_key_value().map(|(place, stored)| (*place, stored)).map(behind);
+    let last_named = named.last_key_value().map(|(place, stored)| (*place, *stored)).map(behind);
     let begin = last.map_or(0, |(place, _)| place);
     let first_open =
-        |from: usize| (from..list.listed.len()).find(|place| !known.named.contains_key(place));
+        |from: usize| (from..list.listed.len()).find(|place| !named.contains_key(place));
     let before = last.or(after).and_then(|(_, stored)| stored.created_at);
     // The last message in common, and the place behind it.
-    let common = named.or(last).or(after);
+    let common = last_named.or(last).or(after);
     let branch = common.filter(|(_, stored)| stored.has_parent);
     let exact = Joint { aligned: Aligned::Exact, begin, before, end: None, branch };
     let Some(first_new) = first_open(common.map_or(0, |(place, _)| place)) else {
@@ -234,6 +257,17 @@ fn joint<'a>(
             });
         }
     }
+    let of_line = line.filter(|_| common.is_none()).and_then(|line| end_on(&list.listed, line));
+    if let Some(end) = of_line {
+        let place = list.listed.len() - 1;
+        return Ok(Joint {
+            aligned: Aligned::Inferred,
+            begin: place + 1,
+            before: None,
+            end: Some((place, end)),
+            branch: None,
+        });
+    }
     match common {
         _ if list.on_conflict == OnConflict::Refuse => {
             Err(Undecided::Refused(list.listed[first_new].position))
@@ -243,9 +277,8 @@ fn joint<'a>(
     }
 }
 
-/// The only place at which the end of a conversation stands in a list, if there is one: a run of messages that ends with the
-/// newest one. Either it has at least two, one of them long, or it is the whole conversation and the beginning of the list.
-/// A place before the one in front of `begin` does not count.
+/// The only place at which the end of a conversation stands in a list, if there is one. A place before the one in front of
+/// `begin` does not count.
 fn end_in<'a>(
     listed: &[ListedMessage],
     begin: usize,
@@ -253,33 +286,60 @@ fn end_in<'a>(
 ) -> Option<(usize, &'a Stored)> {
     let newest = line.messages.iter().find(|message| !message.is_instruction)?;
     let is_end = |place: &usize| {
-        let mut run = Run::default();
-        let mut listed = listed[..=*place].iter().rev().peekable();
-        let mut messages = line.messages.iter().peekable();
-        while let (Some(one), Some(message)) = (listed.peek(), messages.peek()) {
+        let run = Run::of(&listed[..=*place], &line.messages);
+        let is_all = line.is_whole && run.is_whole_list && run.is_whole_line;
+        run.is_evidence() || run.messages > 0 && is_all
+    };
+    only((begin.saturating_sub(1)..listed.len()).filter(is_end))
+        .map(|place| (place, &newest.stored))
+}
+
+/// The only message of a conversation at which a list ends, if there is one: a list that came after a longer one.
+fn end_on<'a>(listed: &[ListedMessage], line: &'a Line) -> Option<&'a Stored> {
+    let is_end = |at: &usize| {
+        !line.messages[*at].is_instruction && Run::of(listed, &line.messages[*at..]).is_evidence()
+    };
+    only((0..line.messages.len()).filter(is_end)).map(|at| &line.messages[at].stored)
+}
+
+fn only<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
+    let first = all.next()?;
+    all.next().is_none().then_some(first)
+}
+
+/// How many messages at the end of a list are those of a line, from its first one on.
+struct Run {
+    messages: usize,
+    is_long: bool,
+    /// Whether no other message of the list stands before them.
+    is_whole_list: bool,
+    /// Whether no other message is on the line.
+    is_whole_line: bool,
+}
+
+impl Run {
+    fn of(listed: &[ListedMessage], line: &[LineMessage]) -> Self {
+        let (mut messages, mut is_long) = (0, false);
+        let mut listed = listed.iter().rev().peekable();
+        let mut line = line.iter().peekable();
+        while let (Some(one), Some(message)) = (listed.peek(), line.peek()) {
             if one.fingerprint.hash == message.fingerprint.hash {
-                run.messages += 1;
-                run.is_long |= one.fingerprint.is_long;
+                messages += 1;
+                is_long |= one.fingerprint.is_long;
                 listed.next();
             } else if !message.is_instruction {
                 break;
             }
-            messages.next();
+            line.next();
         }
-        let is_all = line.is_whole
-            && listed.next().is_none()
-            && messages.all(|message| message.is_instruction);
-        run.messages > 0 && (run.messages > 1 && run.is_long || is_all)
-    };
-    let mut places = (begin.saturating_sub(1)..listed.len()).filter(is_end);
-    let place = places.next()?;
-    places.next().is_none().then_some((place, &newest.stored))
-}
+        let is_whole_list = listed.next().is_none();
+        Self { messages, is_long, is_whole_list, is_whole_line: line.all(|it| it.is_instruction) }
+    }
 
-#[derive(Default)]
-struct Run {
-    messages: usize,
-    is_long: bool,
+    /// Whether they are hardly the same by chance: at least two, one of them long.
+    fn is_evidence(&self) -> bool {
+        self.messages > 1 && self.is_long
+    }
 }
 
 /// The hash of the head, if it is to be stored with the first new message.
@@ -297,7 +357,7 @@ fn head_to_store(list: &SyncMessages, known: &Known) -> Option<SyncHash> {
 fn new_messages(
     list: &SyncMessages,
     path: &[Computed],
-    known: &Known,
+    (known, named): (&Known, &BTreeMap<usize, &Stored>),
     joint: &Joint<'_>,
     with_head: bool,
 ) -> Vec<New> {
@@ -305,12 +365,15 @@ fn new_messages(
     let mut before = joint.before;
     let mut parent = joint.branch.map(|(behind, stored)| (behind, stored.id.clone()));
     for (place, listed) in list.listed.iter().enumerate().skip(joint.begin) {
-        if let Some(stored) = known.named.get(&place) {
+        if let Some(stored) = named.get(&place) {
             before = before.max(stored.created_at);
+            if let Some((_, parent)) = parent.as_mut().filter(|(behind, _)| *behind <= place) {
+                parent.clone_from(&stored.id);
+            }
             continue;
         }
         // What stands before a stored message gets an earlier time than that.
-        let next = known.named.range(place..).find_map(|(at, it)| Some((*at, it.created_at?)));
+        let next = named.range(place..).find_map(|(at, it)| Some((*at, it.created_at?)));
         let mut add = |listed: &ListedMessage, id: MessageId, distance: usize| {
             let estimated = || {
                 let latest = next.map(|(at, time)| time.earlier_by(at - place + distance));
@@ -333,7 +396,9 @@ fn new_messages(
                 added.push(add(instruction, id.message_id(), list.head.len() - n));
             }
         }
-        let id = listed.id.clone().unwrap_or_else(|| path[place].message_id());
+        // Its own id is taken by a message that says something else.
+        let own = listed.id.clone().filter(|_| !known.own.contains_key(&place));
+        let id = own.unwrap_or_else(|| path[place].message_id());
         added.push(add(listed, id, 0));
         if let Some((_, parent)) = parent.as_mut().filter(|(behind, _)| *behind <= place) {
             for one in &mut added {

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use domain::action::{Action, SyncMessages};
+use domain::action::{Action, ListedMessage, SyncMessages};
 use domain::decode::listed_messages;
 use domain::ids::MessageId;
 use domain::message::{Message, Role};
 use domain::sync::hash::{Fingerprint, SyncHash};
 use domain::sync::names::Aligned;
 use domain::sync::path::Computed;
-use domain::sync::plan::{Known, LINE, Line, LineMessage, Plan, Stored, Undecided, decide};
+use domain::sync::plan::{Known, LINE, Line, LineMessage, Own, Plan, Stored, Undecided, decide};
 use domain::time::Timestamp;
 use fixtures::lists::{self, same, say, turns};
 use fixtures::{action_received, decoded, received_at};
@@ -66,7 +66,14 @@ impl Conversation {
         let new = listed_messages(body.to_string().as_bytes(), &list, &plan.new);
         let stored = self.messages.iter().map(|it| it.id.clone()).collect::<BTreeSet<_>>();
         let new = new.expect("the messages of the list").into_iter().map(|save| save.message);
-        self.messages.extend(new.filter(|message| !stored.contains(&message.id)));
+        // Only a message of the head may be stored already, before the same message of another branch.
+        let is_new = |message: &Message| {
+            let is_stored = stored.contains(&message.id);
+            let is_instruction = matches!(message.role, Role::System | Role::Developer);
+            assert!(!is_stored || is_instruction, "{} is stored", message.id);
+            !is_stored
+        };
+        self.messages.extend(new.filter(is_new));
         self.messages.sort_by_key(Message::position);
         self.aliases.extend(plan.aliases.iter().cloned());
         self.head = plan.head.or(self.head);
@@ -99,10 +106,15 @@ impl Conversation {
         let last = path.iter().enumerate().rev();
         let last = last.filter_map(|(place, id)| Some((place, self.find(*id)?))).next();
         let from = last.as_ref().map_or(0, |(place, _)| place + 1);
-        let named = list.listed.iter().enumerate().skip(from);
-        let named = named.filter_map(|(place, it)| Some((place, self.stored(it.id.as_ref()?)?)));
+        let own = |(place, it): (usize, &ListedMessage)| {
+            let message =
+                self.messages.iter().find(|message| Some(&message.id) == it.id.as_ref())?;
+            let says_the_same = Fingerprint::of(message).hash == it.fingerprint.hash;
+            Some((place, Own { stored: self.stored(&message.id)?, says_the_same }))
+        };
+        let own = list.listed.iter().enumerate().skip(from).filter_map(own).collect();
         let newest = self.messages.last().and_then(|message| self.stored(&message.id));
-        Known { last, named: named.collect(), after, newest, head: self.head }
+        Known { last, own, after, newest, head: self.head }
     }
 
     fn line(&self) -> Line {
@@ -353,6 +365,61 @@ fn messages_with_ids_of_their_own_are_stored_under_them_and_found_by_both() {
     let whole = [&all[..], &turns(&["done"])].concat();
     let plan = conversation.sync(&whole);
     assert_eq!(plan.new.len(), 0, "{plan:?}");
+}
+
+#[test]
+fn a_message_with_an_id_of_its_own_may_be_cleared_or_edited() {
+    let named = |n: usize, role: &str, content: &str| json!({"role": role, "content": content, "message_id": format!("m{n}")});
+    let mut conversation = Conversation::default();
+    let mut all: Vec<Value> = ["ask", "call", "a long result", "yes"]
+        .iter()
+        .enumerate()
+        .map(|(n, it)| named(n, "user", it))
+        .collect();
+    conversation.sync(&all);
+    // Another one follows that says the same: the result was cleared, and what was stored stays.
+    all[2]["content"] = "[cleared]".into();
+    all.push(named(4, "user", "ok"));
+    let plan = conversation.sync(&all);
+    assert_eq!((plan.aligned, plan.new.len()), (Aligned::Exact, 1), "{plan:?}");
+    assert_eq!(conversation.texts(), ["ask", "call", "a long result", "yes", "ok"]);
+    // None follows: the message was edited, and is another one.
+    all[4]["content"] = "no".into();
+    all.push(named(5, "assistant", "Done."));
+    let plan = conversation.sync(&all);
+    assert_eq!((plan.aligned, plan.new.len()), (Aligned::Branch, 2), "{plan:?}");
+    assert_eq!(conversation.texts()[4..], ["ok", "no", "Done."]);
+    assert_ne!(plan.new[0].id.as_str(), "m4");
+    assert_eq!(conversation.sync(&all).new.len(), 0);
+}
+
+#[test]
+fn behind_a_message_that_others_stored_on_a_branch_the_parent_is_that_message() {
+    let named =
+        |id: &str, content: &str| json!({"role": "user", "content": content, "message_id": id});
+    let mut conversation = Conversation::default();
+    conversation.save("g1", "user", "one", "2026-11-20T10:00:00Z");
+    conversation.save("g2", "user", "two", "2026-11-20T10:00:02Z");
+    let answer = say("assistant", "an answer");
+    let plan = conversation.sync(&[named("g1", "one"), answer.clone()]);
+    assert_eq!(plan.aligned, Aligned::Branch);
+    let all = [named("g1", "one"), answer, named("g2", "two"), say("assistant", "another")];
+    let plan = conversation.sync(&all);
+    assert_eq!(plan.new.len(), 1, "{plan:?}");
+    let parent = plan.new[0].parent.as_ref().map(MessageId::as_str);
+    assert!(matches!(parent, None | Some("g2")), "{plan:?}");
+}
+
+#[test]
+fn a_cut_list_that_comes_after_a_longer_one_stores_nothing() {
+    let contents: Vec<String> = (0..12).map(|n| format!("message {n} of a conversation")).collect();
+    let all = texts(&contents);
+    let mut conversation = Conversation::default();
+    conversation.sync(&all[..10]);
+    assert_eq!(conversation.sync(&all[6..12]).aligned, Aligned::Inferred);
+    let late = conversation.sync(&all[5..11]);
+    assert_eq!((late.aligned, late.new.len(), late.known), (Aligned::Inferred, 0, 6));
+    assert_eq!(conversation.texts(), contents);
 }
 
 #[test]

@@ -5,14 +5,11 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::time::Timestamp;
-use sqlx::PgConnection;
-use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
 
 use crate::rows::{BindKeys as _, item_of};
 use crate::{Error, Result};
-
-/// How often conversations are looked for at most: another transaction may insert or delete them in between.
-const ROUNDS: usize = 5;
 
 /// A conversation to lock, with what it is inserted with if it is missing.
 #[derive(Debug, Clone, Copy)]
@@ -34,41 +31,53 @@ pub(crate) struct Locked {
     pub(crate) is_new: bool,
 }
 
-/// Locks the conversations in key order, those that are missing inserted. The lock excludes others of its kind and closes,
-/// and no saves.
+/// Locks the conversations in key order, those that are missing inserted before. The lock excludes others of its kind, closes,
+/// and saves that change the row.
+///
+/// Nothing is inserted while a row is locked: an insert may wait for another transaction that waits for the row.
 pub(crate) async fn lock_or_insert<'a>(
     connection: &mut PgConnection,
     conversations: &BTreeMap<&'a ConversationKey, ToLock<'_>>,
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Result<BTreeMap<&'a ConversationKey, Locked>> {
-    let mut inserted = false;
-    for _ in 0..ROUNDS {
-        let keys: Vec<&ConversationKey> = conversations.keys().copied().collect();
-        let found = sqlx::query(
-            "SELECT k.n, c.number, c.is_new
-             FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (tenant_id, id, n)
-             CROSS JOIN LATERAL (SELECT number, c.xmin = pg_current_xact_id()::xid AS is_new FROM conversations c
-                                 WHERE c.tenant_id = k.tenant_id AND c.id = k.id
-                                 FOR NO KEY UPDATE) AS c
-             ORDER BY k.n",
-        )
-        .bind_keys(keys.iter().copied())
-        .fetch_all(&mut *connection)
-        .await?;
-        if found.len() == keys.len() {
-            let locked = |row| {
-                let is_new = inserted && sqlx::Row::try_get(row, "is_new")?;
-                Ok((
-                    *item_of(row, &keys, "conversations")?,
-                    Locked { number: row.try_get("number")?, is_new },
-                ))
-            };
-            return found.iter().map(locked).collect();
-        }
+    let keys: Vec<&ConversationKey> = conversations.keys().copied().collect();
+    let mut found = lock_if_all_exist(connection, &keys).await?;
+    let inserts = found.is_empty() && !keys.is_empty();
+    if inserts {
         insert_missing(connection, conversations, random).await?;
-        inserted = true;
+        found = lock_if_all_exist(connection, &keys).await?;
     }
-    Err(Error::Contended(format!("a conversation changed during each of {ROUNDS} attempts")))
+    if found.len() < keys.len() {
+        return Err(Error::Contended("a conversation was deleted meanwhile".to_owned()));
+    }
+    let locked = |row: &PgRow| {
+        let is_new = inserts && row.try_get("is_new")?;
+        let key = *item_of(row, &keys, "conversations")?;
+        Ok((key, Locked { number: row.try_get("number")?, is_new }))
+    };
+    found.iter().map(locked).collect()
+}
+
+/// Locks the conversations, unless one is missing.
+async fn lock_if_all_exist(
+    connection: &mut PgConnection,
+    keys: &[&ConversationKey],
+) -> Result<Vec<PgRow>> {
+    // The condition does not depend on a row, so it is evaluated before any is locked.
+    let rows = sqlx::query(
+        "SELECT k.n, c.number, c.is_new
+         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (tenant_id, id, n)
+         CROSS JOIN LATERAL (SELECT number, c.xmin = pg_current_xact_id()::xid AS is_new FROM conversations c
+                             WHERE c.tenant_id = k.tenant_id AND c.id = k.id
+                             FOR NO KEY UPDATE) AS c
+         WHERE (SELECT count(*) FROM unnest($1::text[], $2::text[]) AS e (tenant_id, id)
+                JOIN conversations USING (tenant_id, id)) = cardinality($1)
+         ORDER BY k.n",
+    )
+    .bind_keys(keys.iter().copied())
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
 }
 
 async fn insert_missing(
