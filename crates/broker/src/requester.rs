@@ -45,7 +45,7 @@ impl Requester {
     /// the limit.
     ///
     /// # Errors
-    /// It is not certain that a queue has the action.
+    /// It is not certain that a queue has the action, or the connection was lost before the reply.
     pub async fn request(
         &mut self,
         mut action: Publication,
@@ -60,7 +60,17 @@ impl Requester {
         let deadline = Instant::now() + limit;
         loop {
             let next = tokio::time::timeout_at(deadline.into(), self.replies.next()).await;
-            let Ok(Some(Ok(reply))) = next else { return Ok(None) };
+            let lost = |why: String| {
+                PublishError::Unreachable(format!(
+                    "the connection was lost before the reply: {why}"
+                ))
+            };
+            let reply = match next {
+                Err(_) => return Ok(None),
+                Ok(None) => return Err(lost("the consumer was cancelled".to_owned())),
+                Ok(Some(Err(error))) => return Err(lost(error.to_string())),
+                Ok(Some(Ok(reply))) => reply,
+            };
             let of = reply.properties.correlation_id().as_ref().map(ToString::to_string);
             // Another one is the reply to an earlier request, which came too late.
             if of.as_deref() == Some(&*correlation_id) {

@@ -2,11 +2,12 @@
 
 mod list;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use broker::{Publication, Requester};
 use clap::Args;
-use domain::action::{Action, ActionKind};
+use domain::action::ActionKind;
 use domain::ids::{ConversationId, MessageId, SessionId, TenantId};
 use domain::reply::{NewMessage, ReplyError, SyncMessagesData};
 use domain::sync::names::{Aligned, OnConflict, SystemMessages};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use service::settings::{AmqpSettings, positive_duration};
 use stores::Broker;
+use uuid::Uuid;
 
 use self::list::List;
 use crate::commands::lint::BodyLimit;
@@ -131,7 +133,7 @@ impl Sync {
         let list = List::read(&bytes, &self.file)?;
         let parts =
             list.parts(self.limit.max_body_bytes, self.fields(&list, None).to_string().len())?;
-        let validator = Validator { now: output.now, max_body_bytes: self.limit.max_body_bytes };
+        self.validate(&list, &parts, output)?;
         let mut requester =
             Requester::open(&broker.endpoints).await.map_err(|error| broker.failure(&error))?;
         let progress =
@@ -140,8 +142,16 @@ impl Sync {
         let mut after = self.after.clone();
         for part in parts {
             let body = list.body(&self.fields(&list, after.as_ref()), part.clone());
-            let answer = self.request(&mut requester, &validator, body).await;
-            let answer = answer.inspect_err(|_| progress.finish_and_clear())?;
+            let answer = match self.request(&mut requester, body).await {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    progress.finish_and_clear();
+                    if part.start > 0 {
+                        output.show(&report, |out| text(&report, out))?;
+                    }
+                    return Err(failure);
+                }
+            };
             progress.inc(part.len() as u64);
             match (answer.data, answer.error) {
                 (Some(data), _) => {
@@ -182,18 +192,33 @@ impl Sync {
         Value::Object(fields)
     }
 
-    async fn request(
+    /// Checks all parts before the first one is sent.
+    fn validate(
         &self,
-        requester: &mut Requester,
-        validator: &Validator,
-        body: Vec<u8>,
-    ) -> Result<Answer, Failure> {
-        let action = validator.decode(&body).map_err(|refusal| {
-            let what = format!("the workers would refuse the list: {}", refusal.detail);
-            Failure::problem(what, "nothing of it was published")
-        })?;
-        let publication = Publication::action(action.kind().as_str(), body);
-        debug_assert!(matches!(action, Action::SyncMessages(_)));
+        list: &List<'_>,
+        parts: &[Range<usize>],
+        output: &Output,
+    ) -> Result<(), Failure> {
+        let validator = Validator { now: output.now, max_body_bytes: self.limit.max_body_bytes };
+        // The id of the last message of the part before is known only when that is saved.
+        let of_part_before = MessageId::from(Uuid::max());
+        for part in parts {
+            let after = if part.start == 0 { self.after.as_ref() } else { Some(&of_part_before) };
+            let body = list.body(&self.fields(list, after), part.clone());
+            validator.decode(&body).map_err(|refusal| {
+                let place = match part.start {
+                    0 => String::new(),
+                    start => format!(", in the part that begins with message {start}"),
+                };
+                let what = format!("the workers would refuse the list{place}: {}", refusal.detail);
+                Failure::problem(what, "nothing of it was published")
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn request(&self, requester: &mut Requester, body: Vec<u8>) -> Result<Answer, Failure> {
+        let publication = Publication::action(ActionKind::SyncMessages.as_str(), body);
         let reply = requester.request(publication, self.wait).await.map_err(|error| {
             let exit = Exit::Unavailable;
             Failure { exit, text: error.to_string() }
