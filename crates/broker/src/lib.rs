@@ -48,7 +48,7 @@ pub use handler::{Handled, Handler, Part, Processed, ReplyBody};
 pub use publication::{Publication, TooLong};
 pub use publisher::{PublishError, Publisher};
 pub use raw_message::RawMessage;
-pub use requester::Requester;
+pub use requester::{RequestError, Requester};
 pub use sender_fields::SenderFields;
 pub use source::Source;
 pub use stored::StoredDelivery;

@@ -15,6 +15,17 @@ use crate::publisher::{Outgoing, PUBLISH_TIMEOUT, PublishError, Window};
 /// (<https://www.rabbitmq.com/docs/direct-reply-to>).
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
+/// Why a request has no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// It is not certain that a queue has the action.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The action is published. The connection was lost before the reply.
+    #[error("the action is published; the connection to RabbitMQ was lost before the reply: {0}")]
+    ReplyLost(String),
+}
+
 /// Publishes actions, one after the other, and waits for the reply to each.
 pub struct Requester {
     link: Link,
@@ -50,25 +61,23 @@ impl Requester {
         &mut self,
         mut action: Publication,
         limit: Duration,
-    ) -> Result<Option<Vec<u8>>, PublishError> {
+    ) -> Result<Option<Vec<u8>>, RequestError> {
         action.reply_to = Some(DIRECT_REPLY_TO.to_owned());
         let correlation_id = action.message_id.clone();
         action.correlation_id = Some(correlation_id.clone());
         let messages = [Outgoing { publication: Arc::new(action), not_after: None }];
         let settled = Window::new(&messages).publish(&self.link.channel, PUBLISH_TIMEOUT).await;
-        settled.results.into_iter().collect::<Result<(), _>>()?;
+        settled.results.into_iter().collect::<Result<(), PublishError>>()?;
         let deadline = Instant::now() + limit;
         loop {
             let next = tokio::time::timeout_at(deadline.into(), self.replies.next()).await;
-            let lost = |why: String| {
-                PublishError::Unreachable(format!(
-                    "the connection was lost before the reply: {why}"
-                ))
-            };
             let reply = match next {
                 Err(_) => return Ok(None),
-                Ok(None) => return Err(lost("the consumer was cancelled".to_owned())),
-                Ok(Some(Err(error))) => return Err(lost(error.to_string())),
+                Ok(None) => {
+                    let why = "RabbitMQ cancelled the consumer".to_owned();
+                    return Err(RequestError::ReplyLost(why));
+                }
+                Ok(Some(Err(error))) => return Err(RequestError::ReplyLost(error.to_string())),
                 Ok(Some(Ok(reply))) => reply,
             };
             let of = reply.properties.correlation_id().as_ref().map(ToString::to_string);
