@@ -52,7 +52,7 @@ pub struct ListToSync<'a> {
 /// What became of a list.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Synced {
-    /// Every message of it is stored.
+    /// What was new of it is stored.
     Stored(Box<SyncedList>),
     /// What was new of it is not stored, because its conversation or user was erased after it was sent.
     Erased,

@@ -37,7 +37,7 @@ pub struct ToSync<'a> {
 /// What became of a list.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SyncOutcome {
-    /// Every message of it is stored.
+    /// What was new of it is stored.
     Stored(Box<SyncedList>),
     /// What was new of it is not stored, because its conversation or user was erased after it was sent.
     Erased,

@@ -48,20 +48,20 @@ pub struct SavedElement {
     pub error: Option<ReplyError>,
 }
 
-/// The reply to `conversation.sync_messages`: every message of the list is stored durably.
+/// The reply to `conversation.sync_messages`: what was new of the list is stored durably.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SyncMessagesData {
     /// The conversation, from the action or derived.
     pub conversation_id: ConversationId,
     /// The messages that this action stored, in the order of the list.
     pub new: Vec<NewMessage>,
-    /// How many messages of the list, those at its head not counted, were not new.
+    /// How many other messages the list has, those at its head not counted.
     pub known: u32,
     /// The id of the last message of the list, for `after`; null if the list has only `system` and `developer` messages.
     pub tail: Option<MessageId>,
     /// How the list continues what was stored.
     pub aligned: Aligned,
-    /// The message from which the new ones go on, if they are a branch.
+    /// The last message that list and conversation have in common, if what follows is a branch.
     pub branch_of: Option<MessageId>,
 }
 
