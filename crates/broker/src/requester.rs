@@ -83,7 +83,7 @@ impl Requester {
             let of = reply.properties.correlation_id().as_ref().map(ToString::to_string);
             // Another one is the reply to an earlier request, which came too late.
             if of.as_deref() == Some(&*correlation_id) {
-                return Ok(Some(reply.data.to_vec()));
+                return Ok(Some(reply.data));
             }
         }
     }

@@ -14,6 +14,7 @@ mod closer;
 mod closing;
 mod deletions;
 mod limited_database;
+mod lists;
 mod locked_conversations;
 mod random_source;
 mod reader;
@@ -34,12 +35,13 @@ pub use closing::SweepError;
 pub use database::{Claim, ClaimCriteria, Deleted};
 pub use deletions::Deletions;
 pub use limited_database::LimitedDatabase;
+pub use lists::{SyncOutcome, ToSync};
 pub use random_source::RandomSource;
 pub use reader::{
     HotCopyError, Reader, Source, Transcript, current_numbers, read_database, read_hot_copy,
 };
 pub use redis_server::{UnknownServer, check_server, record_server};
-pub use saver::{Saver, SyncOutcome, ToSave, ToSync};
+pub use saver::{Saver, ToSave};
 pub use sessions::Sessions;
 pub use statistics::{Stale, Statistics};
 pub use transient::retry_transient;

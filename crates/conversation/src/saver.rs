@@ -13,10 +13,9 @@
 
 mod batch;
 mod committed;
-mod lists;
 
 pub use self::batch::ToSave;
-pub use self::lists::{SyncOutcome, ToSync};
+pub(crate) use self::committed::{Committed, CommittedMessage};
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -32,7 +31,6 @@ use metrics::{Counter, GenerationChange, Metrics};
 use tokio::time::timeout;
 
 use self::batch::{Batch, Row, in_key_order};
-use self::committed::Committed;
 use crate::RandomSource;
 use crate::bisection::{Bisection, SetAside, failed_alone};
 use crate::limited_database::LimitedDatabase;
@@ -45,12 +43,12 @@ const OPEN_SAVES_LIMIT: Duration = Duration::from_secs(1);
 /// Saves messages. Clones share their connections.
 #[derive(Clone)]
 pub struct Saver {
-    database: LimitedDatabase,
+    pub(crate) database: LimitedDatabase,
     hot: HotStore,
-    metrics: Metrics,
-    random: RandomSource,
+    pub(crate) metrics: Metrics,
+    pub(crate) random: RandomSource,
     /// Also those that a saver of single messages found.
-    locked: LockedConversations,
+    pub(crate) locked: LockedConversations,
 }
 
 impl Saver {
@@ -174,14 +172,14 @@ impl Saver {
         Ok(())
     }
 
-    fn hot_writes(&self) -> HotWrites {
+    pub(crate) fn hot_writes(&self) -> HotWrites {
         if self.hot.is_known_down() { HotWrites::KnownDown } else { HotWrites::Follow }
     }
 
     /// Appends what is committed to the hot copies, or invalidates them; and invalidates the copies of the conversations in
     /// `again`, of which an earlier delivery may have stored more than is known now. Conversations for which that failed are
     /// returned: their messages are stored, and handling them again invalidates the copy.
-    async fn write_copies(
+    pub(crate) async fn write_copies(
         &self,
         committed: &mut Committed<'_>,
         hot: HotWrites,

@@ -12,6 +12,9 @@
 //! rolled back and begins again.
 
 mod known;
+mod list;
+
+pub use self::list::{ListToSync, SyncRefusal};
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -40,15 +43,6 @@ const ROUNDS: usize = 6;
 /// Messages that one statement inserts. A list may have 10 000.
 const ROWS: usize = 500;
 
-/// A list, and the body from which it was decoded.
-#[derive(Debug, Clone, Copy)]
-pub struct ListToSync<'a> {
-    /// The list.
-    pub action: &'a SyncMessages,
-    /// The body of its action.
-    pub body: &'a [u8],
-}
-
 /// What became of a list.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Synced {
@@ -67,19 +61,6 @@ pub struct SyncedList {
     pub plan: Plan,
     /// The messages that were stored.
     pub messages: Vec<Message>,
-}
-
-/// Why a list is not stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SyncRefusal {
-    /// It has nothing in common with its conversation.
-    NothingInCommon,
-    /// It goes on from an earlier message, and its sender wants no branch. The position of the first new message.
-    NoBranch(usize),
-    /// Two of its messages have the same id: the position of the second one.
-    RepeatedId(usize),
-    /// No message has the id from which it goes on.
-    AfterUnknown,
 }
 
 /// The outcome of a transaction.

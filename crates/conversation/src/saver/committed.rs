@@ -7,7 +7,7 @@ use domain::ids::ConversationKey;
 use domain::message::Message;
 
 /// A committed message.
-pub(super) enum CommittedMessage<'a> {
+pub(crate) enum CommittedMessage<'a> {
     /// As it was sent.
     Sent(&'a Message),
     /// As it is stored.
@@ -25,7 +25,7 @@ impl Borrow<Message> for CommittedMessage<'_> {
 
 /// The committed messages of a batch.
 #[derive(Default)]
-pub(super) struct Committed<'a> {
+pub(crate) struct Committed<'a> {
     messages: Vec<(&'a ConversationKey, CommittedMessage<'a>)>,
     /// The conversations whose copies' expiry is to be renewed: their rows were created or changed, or a message is a
     /// duplicate, whose first saver may have crashed before it renewed it.
@@ -33,31 +33,31 @@ pub(super) struct Committed<'a> {
 }
 
 impl<'a> Committed<'a> {
-    pub(super) fn with_capacity(messages: usize) -> Self {
+    pub(crate) fn with_capacity(messages: usize) -> Self {
         Self { messages: Vec::with_capacity(messages), renewed: HashSet::new() }
     }
 
-    pub(super) fn add(&mut self, key: &'a ConversationKey, message: CommittedMessage<'a>) {
+    pub(crate) fn add(&mut self, key: &'a ConversationKey, message: CommittedMessage<'a>) {
         self.messages.push((key, message));
     }
 
     /// The expiry of the copies of these conversations is to be renewed.
-    pub(super) fn renew(&mut self, conversations: impl IntoIterator<Item = &'a ConversationKey>) {
+    pub(crate) fn renew(&mut self, conversations: impl IntoIterator<Item = &'a ConversationKey>) {
         self.renewed.extend(conversations);
     }
 
-    pub(super) fn is_renewed(&self, key: &ConversationKey) -> bool {
+    pub(crate) fn is_renewed(&self, key: &ConversationKey) -> bool {
         self.renewed.contains(key)
     }
 
     /// Sorts the messages by their conversations.
-    pub(super) fn sort(&mut self) {
+    pub(crate) fn sort(&mut self) {
         // Each round and each part is in order already, so there is little to sort.
         self.messages.sort_by_key(|(key, _)| *key);
     }
 
     /// The messages of each conversation, in key order, if they are [sorted](Self::sort).
-    pub(super) fn by_conversation(&self) -> Vec<(ConversationKey, Vec<&Message>)> {
+    pub(crate) fn by_conversation(&self) -> Vec<(ConversationKey, Vec<&Message>)> {
         let conversations = self.messages.chunk_by(|(one, _), (other, _)| one == other);
         conversations
             .filter_map(|messages| {

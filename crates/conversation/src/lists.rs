@@ -15,9 +15,8 @@ use domain::sync::names::Aligned;
 use failpoints::Step;
 use metrics::{Counter, SyncAlignment};
 
-use super::Saver;
-use super::committed::{Committed, CommittedMessage};
 use crate::bisection::{Bisection, SetAside, failed_alone};
+use crate::saver::{Committed, CommittedMessage, Saver};
 use crate::transient::retry_transient;
 
 /// Lists in one transaction.
