@@ -508,6 +508,11 @@ async fn a_deleted_message_stays_deleted_when_its_list_comes_again() {
     let after = sync_with(&replica, &turns(&["well"]), &json!({"after": tail})).await;
     assert_eq!(after.plan.new.len(), 1);
     assert_eq!(stored(&replica).await, ["hi", "yes", "done", "well"]);
+    // An answer that is generated again behind one that was deleted is a branch.
+    let branch = sync(&replica, &turns(&["hi", "hello", "another"])).await;
+    assert_eq!(summary(&branch), (Aligned::Branch, 1, 2));
+    let first = replica.read(&key("s"), 10).await.messages[0].id.clone();
+    assert_eq!(branch.plan.new[0].parent, Some(first));
 }
 
 #[tokio::test]

@@ -62,6 +62,7 @@ pub(super) async fn read_known(
         });
     }
     read_listed(connection, lists, locked, &mut found).await?;
+    read_not_deleted(connection, locked, &mut found).await?;
     read_newest(connection, locked, &mut found).await?;
     for ((list, locked), found) in lists.iter().zip(locked).zip(&mut found) {
         let Ok(one) = found else { continue };
@@ -220,6 +221,38 @@ async fn read_listed(
             }
         }
         part *= 4;
+    }
+    Ok(())
+}
+
+/// Where the last message of a list that is stored was deleted, looks up those before it: where the list goes on is where the
+/// last one of these stands.
+async fn read_not_deleted(
+    connection: &mut PgConnection,
+    locked: &[Locked],
+    found: &mut [Result<Found, SyncRefusal>],
+) -> Result<()> {
+    let (mut places, mut wanted) = (Vec::new(), Vec::new());
+    for (n, one) in found.iter().enumerate() {
+        let Ok(Found { known, path, .. }) = one else { continue };
+        let Some((last, Stored { created_at: None, .. })) = known.last else { continue };
+        for computed in &path[last.saturating_sub(FIRST)..last] {
+            let conversation = locked[n].number;
+            wanted.push(Wanted { conversation, computed: *computed, own: None });
+            places.push(n);
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let mut stored = look_up(connection, &wanted).await?;
+    stored.sort_by_key(|(at, ..)| *at);
+    for (at, stored, _) in stored {
+        if let Ok(Found { known, .. }) = &mut found[places[at]]
+            && stored.created_at.is_some()
+        {
+            known.not_deleted = Some(stored);
+        }
     }
     Ok(())
 }

@@ -108,7 +108,7 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let sent: wire::Common<'_> = received.fields.read()?;
     let payload: wire::SaveMessages<'_> = received.fields.read()?;
     let path = received.fields.path("messages");
-    let elements = elements(payload.messages.0, &path)?;
+    let elements = elements(payload.messages.0, &path, MAX_ELEMENTS, "")?;
     no_fields_of_a_message(&received.fields, &path)?;
     let inherited = inherited(&received.fields, received.kind);
     // Each message has a copy of them.
@@ -240,16 +240,21 @@ fn member(name: &str, value: &str) -> String {
     format!("{}:{value}", serde_json::Value::from(name))
 }
 
-fn elements<'a>(array: &'a str, path: &str) -> Result<Vec<&'a str>, FieldError> {
+/// The messages of an action, each as it is written. `remedy` follows the sentence that says how many may be sent.
+pub(super) fn elements<'a>(
+    array: &'a str,
+    path: &str,
+    most: usize,
+    remedy: &str,
+) -> Result<Vec<&'a str>, FieldError> {
     let elements = array_elements(array)
         .ok_or_else(|| FieldError::wrong_type(path, "an array of messages", array))?;
-    match elements.len() {
-        1..=MAX_ELEMENTS => Ok(elements),
-        count => {
-            let fault = format!("has {count} messages; send 1 to {MAX_ELEMENTS} with each action");
-            Err(FieldError::new(path, &fault))
-        }
+    let count = elements.len();
+    if (1..=most).contains(&count) {
+        return Ok(elements);
     }
+    let fault = format!("has {count} messages; send 1 to {most} with each action{remedy}");
+    Err(FieldError::new(path, &fault))
 }
 
 /// Refuses an action with a field of a message beside its messages.

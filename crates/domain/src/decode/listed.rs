@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use super::content;
 use super::context::DecodeContext;
 use super::elements::{
-    MAX_LISTED, Own, inherited, message, no_fields_of_a_message, said_alone, shared,
+    MAX_LISTED, Own, elements, inherited, message, no_fields_of_a_message, said_alone, shared,
 };
 use super::fault::FieldError;
 use super::fields::{Fields, Inherited};
@@ -35,7 +35,8 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let sent: wire::Common<'_> = received.fields.read()?;
     let payload: wire::SyncMessages<'_> = received.fields.read()?;
     let path = received.fields.path("messages");
-    let elements = elements(payload.messages.0, &path)?;
+    let remedy = ": only those behind a stored one, with its id as `after`";
+    let elements = elements(payload.messages.0, &path, MAX_LISTED, remedy)?;
     no_fields_of_a_message(&received.fields, &path)?;
     let inherited = inherited(&received.fields, received.kind);
     let is_short = |name: &str, value: &str| {
@@ -205,20 +206,4 @@ fn fingerprint(save: &SaveMessage, beside: Option<&Json>) -> Fingerprint {
         beside,
     };
     compared.fingerprint()
-}
-
-fn elements<'a>(array: &'a str, path: &str) -> Result<Vec<&'a str>, FieldError> {
-    let elements = array_elements(array)
-        .ok_or_else(|| FieldError::wrong_type(path, "an array of messages", array))?;
-    match elements.len() {
-        1..=MAX_LISTED => Ok(elements),
-        0 => Err(FieldError::new(path, "has no messages; send at least one")),
-        count => {
-            let fault = format!(
-                "has {count} messages, and at most {MAX_LISTED} are accepted; send only those behind a stored one, with its \
-                 id as `after`"
-            );
-            Err(FieldError::new(path, &fault))
-        }
-    }
 }

@@ -38,6 +38,8 @@ pub struct Stored {
 pub struct Known {
     /// The last message of the list that is stored under its computed id, by its place behind the head.
     pub last: Option<(usize, Stored)>,
+    /// If that one was deleted: the last message before it in the list that is stored and was not.
+    pub not_deleted: Option<Stored>,
     /// Messages of the list behind that one whose own ids are stored.
     pub own: BTreeMap<usize, Own>,
     /// The message from which the list goes on.
@@ -213,7 +215,10 @@ fn joint<'a>(
     line: Option<&'a Line>,
 ) -> Result<Joint<'a>, Undecided> {
     let behind = |(place, stored): (usize, &'a Stored)| (place + 1, stored);
-    let last = known.last.as_ref().map(|(place, stored)| (*place, stored)).map(behind);
+    let last = known.last.as_ref().map(|(place, stored)| {
+        let not_deleted = known.not_deleted.as_ref().filter(|_| stored.created_at.is_none());
+        behind((*place, not_deleted.unwrap_or(stored)))
+    });
     let after = known.after.as_ref().map(|stored| (0, stored));
     let last_named = named.last_key_value().map(|(place, stored)| (*place, *stored)).map(behind);
     let begin = last.map_or(0, |(place, _)| place);

@@ -114,7 +114,7 @@ impl Conversation {
         };
         let own = list.listed.iter().enumerate().skip(from).filter_map(own).collect();
         let newest = self.messages.last().and_then(|message| self.stored(&message.id));
-        Known { last, own, after, newest, head: self.head }
+        Known { last, own, after, newest, head: self.head, ..Known::default() }
     }
 
     fn line(&self) -> Line {
