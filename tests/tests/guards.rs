@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use failpoints::{Guard, OFF};
 use testkit::environment::deep;
+use testkit::fleet::{BUILT, Fleet};
 use tokio::task::JoinSet;
 
 /// A test that must fail without a guard, and its test program.
@@ -126,6 +127,8 @@ async fn without_a_guard_a_test_of_its_rows_fails() {
     for guard in Guard::ALL {
         assert!(PROOFS.iter().any(|proof| proof.guard == guard), "{guard:?} has no proof");
     }
+    // Once, and not by each of the tests.
+    Fleet::armed().await;
     let mut proofs = PROOFS[..if deep() { PROOFS.len() } else { EVERY_DAY }].iter().copied();
     let (mut running, mut proven, mut unproven) = (JoinSet::new(), BTreeMap::new(), Vec::new());
     for proof in proofs.by_ref().take(AT_ONCE) {
@@ -153,6 +156,7 @@ fn fails_without(proof: Proof) -> Result<Proof, String> {
     let output = Command::new(test_program(program, test))
         .args([test, "--test-threads=1"])
         .env(OFF, guard.name())
+        .env(BUILT, "1")
         .stdin(Stdio::null())
         .output()
         .unwrap();

@@ -4,6 +4,7 @@
 //! affect tests. It listens on a free port of 127.0.0.1, which it writes to a file.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -285,6 +286,7 @@ fn armed_dir() -> PathBuf {
 /// # Errors
 /// When they cannot be built; with cargo's output.
 pub async fn build_armed() -> Result<()> {
+    let _building = building().await?;
     build_with(&["--features", "failpoints/armed"]).await?;
     let (from, to) = (place::profile_dir(), armed_dir());
     std::fs::create_dir_all(&to)?;
@@ -298,12 +300,24 @@ pub async fn build_armed() -> Result<()> {
             std::fs::rename(copy, to.join(name))?;
         }
     }
-    build().await
+    build_with(&[]).await
 }
 
 /// Builds every binary of the workspace in the profile of the running program.
 async fn build() -> Result<()> {
+    let _building = building().await?;
     build_with(&[]).await
+}
+
+/// Waits until no other task and no other process builds the fleet: the two kinds of builds replace each other's files.
+async fn building() -> Result<File> {
+    let lock = place::profile_dir().join("building-the-fleet");
+    let locked = move || {
+        let file = File::create(lock)?;
+        file.lock()?;
+        Ok::<_, std::io::Error>(file)
+    };
+    Ok(tokio::task::spawn_blocking(locked).await??)
 }
 
 async fn build_with(arguments: &[&str]) -> Result<()> {
