@@ -80,14 +80,13 @@ impl Saver {
         let hot = self.hot_writes();
         let mut outcomes: Outcomes = lists.iter().map(|_| None).collect();
         let mut committed = Committed::default();
-        let mut again = BTreeSet::new();
+        // Whether an earlier try of a list may have been committed: one that did not come to its end.
+        let mut may_be_stored = vec![false; lists.len()];
         let mut pending = Vec::with_capacity(lists.len());
         for (place, list) in lists.iter().enumerate() {
             let item = Item { list: *list, place };
-            // A try that did not come to its end may have been committed.
-            if list.is_tried.swap(true, Ordering::Relaxed) || list.action.redelivered {
-                again.insert(item.key().clone());
-            }
+            may_be_stored[place] =
+                list.is_tried.swap(true, Ordering::Relaxed) || list.action.redelivered;
             pending.push(item);
         }
         failpoints::reached(Step::SaveDecoded);
@@ -97,16 +96,19 @@ impl Saver {
             let (round, rest) = pending
                 .into_iter()
                 .partition(|it| conversations.len() < LISTS && conversations.insert(it.key()));
-            self.store_lists(round, hot, &mut outcomes, &mut committed, &mut again).await?;
+            self.store_lists(round, hot, &mut outcomes, &mut committed, &mut may_be_stored).await?;
             pending = rest;
         }
         failpoints::reached(Step::SaveCommitted);
-        // Those that are handled again apart from others are asked for again there.
-        for (list, outcome) in lists.iter().zip(&outcomes) {
-            if matches!(outcome, Some(Err(failure)) if failure.is_apart()) {
-                again.remove(&list.action.common.key);
-            }
-        }
+        // What is handled again apart from others is asked for again there. Another list of its conversation is not.
+        let is_apart =
+            |place: usize| matches!(&outcomes[place], Some(Err(failure)) if failure.is_apart());
+        let again: BTreeSet<ConversationKey> = lists
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| may_be_stored[*place] && !is_apart(*place))
+            .map(|(_, list)| list.action.common.key.clone())
+            .collect();
         for (conversation, failure) in self.write_copies(&mut committed, hot, again).await? {
             for (list, outcome) in lists.iter().zip(&mut outcomes) {
                 if list.action.common.key == conversation && matches!(outcome, Some(Ok(_))) {
@@ -127,7 +129,7 @@ impl Saver {
         hot: HotWrites,
         outcomes: &mut Outcomes,
         committed: &mut Committed<'a>,
-        again: &mut BTreeSet<ConversationKey>,
+        may_be_stored: &mut [bool],
     ) -> Result<(), Unavailable> {
         round.retain(|item| {
             let failure = self.locked.failure(item.key(), item.id());
@@ -162,7 +164,7 @@ impl Saver {
                 Err(error) => error,
             };
             if error.may_be_committed() {
-                again.extend(part.iter().map(|item| item.key().clone()));
+                part.iter().for_each(|item| may_be_stored[item.place] = true);
             }
             let aside = bisection.failed(part, error, Database::check_save).await?;
             let Some(SetAside { items, error, are_known_to_be_locked }) = aside else { continue };

@@ -539,6 +539,28 @@ async fn a_try_that_may_have_been_committed_invalidates_the_copy() {
 }
 
 #[tokio::test]
+async fn a_slow_list_keeps_no_other_one_of_its_conversation_from_invalidating_the_copy() {
+    let (env, replica) = stores().await;
+    let all = turns(&["hi", "hello", "yes", "ok"]);
+    sync(&replica, &all[..2]).await;
+    stored(&replica).await;
+    let tried = list("s", &all, &json!({}));
+    let lists = [ListToSync { action: &tried.action, body: &tried.body }];
+    replica.database.sync(&lists, HotWrites::Follow, &|| 7).await.unwrap();
+    tried.is_tried.store(true, Ordering::Relaxed);
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN PERFORM pg_sleep(10); RETURN NEW; END $$;
+                CREATE TRIGGER slow BEFORE INSERT ON message_rows
+                    FOR EACH ROW WHEN (NEW.content = 'slow') EXECUTE FUNCTION slow()";
+    sql(&env, slow).await;
+    let with_slow = list("s", &turns(&["hi", "hello", "yes", "ok", "slow"]), &json!({}));
+    let outcomes = sync_all(&replica, &[tried, with_slow]).await;
+    assert!(matches!(outcomes[0], Ok(SyncOutcome::Stored(_))), "{outcomes:?}");
+    assert!(matches!(&outcomes[1], Err(failure) if failure.is_apart()), "{outcomes:?}");
+    assert_eq!(stored(&replica).await, ["hi", "hello", "yes", "ok"]);
+}
+
+#[tokio::test]
 async fn without_redis_lists_are_stored_and_their_copies_invalid() {
     let (env, replica) = stores().await;
     let all = turns(&["hi", "hello", "yes", "ok"]);
