@@ -9,7 +9,7 @@ use sqlx::query::{Query, QueryAs};
 use sqlx::{Connection as _, FromRow, Postgres};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection_settings::{self, Limits, Settings};
+use crate::connection_settings::{self, Limits, SessionSettings, Settings};
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::sequences::{self, AdvancedSequence};
@@ -25,6 +25,8 @@ pub struct Database {
     pub(crate) writer: Option<Arc<Writer>>,
     pub(crate) time_out: Duration,
     pub(crate) limits: Limits,
+    /// For the role of the conversation-api: whose rows its transactions see, as [`crate::TenantKey`] signs it.
+    tenant: Option<Arc<str>>,
 }
 
 impl Database {
@@ -32,14 +34,31 @@ impl Database {
     /// unavailable. Fails only on a URL that cannot be parsed.
     pub fn open(settings: &Settings) -> Result<Self> {
         let options = connection_settings::options(settings)?;
-        Ok(Self {
-            pool: Arc::new(Pool::new(options, settings.connections)),
+        let pool = Pool::new(options, SessionSettings::OfTheConnection, settings.connections);
+        Ok(Self::of(settings, pool))
+    }
+
+    /// As [`Self::open`], for the role of the conversation-api. It sees no rows before [`Self::of_tenant`].
+    pub(crate) fn open_as_role(settings: &Settings) -> Result<Self> {
+        let options = connection_settings::options_of_role(settings)?;
+        Ok(Self::of(settings, Pool::new(options, SessionSettings::OfTheRole, settings.connections)))
+    }
+
+    fn of(settings: &Settings, pool: Pool) -> Self {
+        Self {
+            pool: Arc::new(pool),
             expect_duplicates: Arc::default(),
             expect_settled: Arc::default(),
             writer: None,
             time_out: settings.time_out,
             limits: settings.limits(),
-        })
+            tenant: None,
+        }
+    }
+
+    /// The same connections; every transaction sees the rows of the tenant that is signed here.
+    pub(crate) fn of_tenant(&self, signed: String) -> Self {
+        Self { tenant: Some(signed.into()), ..self.clone() }
     }
 
     /// The same database and connections, with other time limits for a statement. A unit of work may take as long as
@@ -54,7 +73,7 @@ impl Database {
     /// before the wait for its answer ends.
     #[must_use]
     pub fn with_limits(&self, limits: Limits, connections: u32) -> Self {
-        let pool = Arc::new(Pool::new(self.pool.options().clone(), connections));
+        let pool = Arc::new(self.pool.another(connections));
         Self { pool, time_out: limits.time_out + self.time_out, ..self.limited(limits) }
     }
 
@@ -117,7 +136,7 @@ impl Database {
         &self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> impl Future<Output = Result<Vec<PgRow>>> {
-        self.within(async |connection| Ok(query.fetch_all(connection).await?))
+        self.statement(async |connection| Ok(query.fetch_all(connection).await?))
     }
 
     /// Runs one statement; returns its rows as values.
@@ -128,7 +147,7 @@ impl Database {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        self.within(async |connection| Ok(query.fetch_all(connection).await?))
+        self.statement(async |connection| Ok(query.fetch_all(connection).await?))
     }
 
     /// Runs one statement that returns exactly one row.
@@ -139,7 +158,7 @@ impl Database {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        self.within(async |connection| Ok(query.fetch_one(connection).await?))
+        self.statement(async |connection| Ok(query.fetch_one(connection).await?))
     }
 
     /// Runs one statement; returns how many rows it changed.
@@ -147,7 +166,18 @@ impl Database {
         &self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> impl Future<Output = Result<u64>> {
-        self.within(async |connection| Ok(query.execute(connection).await?.rows_affected()))
+        self.statement(async |connection| Ok(query.execute(connection).await?.rows_affected()))
+    }
+
+    /// Runs work of one statement: one transaction. For a tenant the transaction begins with its name.
+    pub(crate) async fn statement<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
+    ) -> Result<T> {
+        match self.tenant {
+            Some(_) => self.in_transaction(work).await,
+            None => self.within(work).await,
+        }
     }
 
     /// Runs one transaction, within the timeout, and commits it if the work succeeds. Every transaction of several
@@ -194,6 +224,9 @@ impl Database {
     ) -> Result<T> {
         self.within(async |connection| {
             let mut transaction = connection.begin_with(begin).await?;
+            if let Some(tenant) = &self.tenant {
+                name_tenant(&mut transaction, tenant, self.limits).await?;
+            }
             let done = work(&mut transaction).await?;
             transaction.commit().await?;
             Ok(done)
@@ -253,6 +286,22 @@ impl Database {
             }
         }
     }
+}
+
+/// Names the tenant whose rows this transaction may see, and the time limits of its statements. All end with it, so that
+/// another transaction on this connection, of this process or behind a pooler of another one, has nothing of it.
+async fn name_tenant(connection: &mut PgConnection, signed: &str, limits: Limits) -> Result<()> {
+    let query =
+        "SELECT set_config('verbatim.tenant', $1, true), set_config('statement_timeout', $2, true),
+                        set_config('lock_timeout', $3, true)";
+    let milliseconds = |limit: Duration| format!("{}ms", limit.as_millis());
+    sqlx::query(query)
+        .bind(signed)
+        .bind(milliseconds(limits.time_out))
+        .bind(milliseconds(limits.lock_time_out))
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// The error of a server that refuses writes; its class is unavailable.

@@ -33,6 +33,16 @@ pub struct Settings {
     pub lock_time_out: Duration,
 }
 
+/// Where what a session is set to comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionSettings {
+    /// Start-up options of each connection, which take precedence over all others.
+    OfTheConnection,
+    /// Settings of the role (`ALTER ROLE … SET`, `api_role.rs`), and time limits that each transaction sets: a pooler in
+    /// transaction mode, such as PgBouncer, refuses or drops start-up options.
+    OfTheRole,
+}
+
 /// The time limits of a statement. PostgreSQL enforces them, so an error says that the statement was too slow, and not
 /// that the server is unavailable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,14 +75,20 @@ const RAISE: &str = "
                  ('transaction_timeout', '0')) AS raised (name, value)
     WHERE value IS NOT NULL AND current_setting(name, true) IS NOT NULL";
 
-/// The options with which every connection is opened.
-pub(crate) fn options(settings: &Settings) -> Result<PgConnectOptions> {
-    let mut options = PgConnectOptions::from_str(&settings.url)?;
+/// The server, the user and the database of a URL.
+pub(crate) fn address(url: &str) -> Result<PgConnectOptions> {
+    let options = PgConnectOptions::from_str(url)?;
     if options.get_host().starts_with('[') {
         // sqlx keeps the brackets of an IPv6 address, and compares them with the name in the server's certificate.
         let host = options.get_host().trim_matches(['[', ']']).to_owned();
-        options = options.host(&host);
+        return Ok(options.host(&host));
     }
+    Ok(options)
+}
+
+/// The options with which every connection is opened.
+pub(crate) fn options(settings: &Settings) -> Result<PgConnectOptions> {
+    let mut options = address(&settings.url)?;
     // Tables in another schema are chosen in the URL, where all processes have the same.
     if !options.get_options().is_some_and(|it| it.contains("search_path")) {
         options = options.options([("search_path", "public")]);
@@ -97,6 +113,11 @@ pub(crate) fn options(settings: &Settings) -> Result<PgConnectOptions> {
         ("enable_seqscan", "off".to_owned()),
         ("jit", "off".to_owned()),
     ]))
+}
+
+/// The options with which a connection of the conversation-api is opened: only its name.
+pub(crate) fn options_of_role(settings: &Settings) -> Result<PgConnectOptions> {
+    Ok(address(&settings.url)?.application_name(&settings.application))
 }
 
 /// The options with these limits. Of a setting that is given twice, PostgreSQL takes the last value.

@@ -81,7 +81,7 @@ type NumbersRow = (Option<i64>, Option<String>, Option<i64>, Option<DateTime<Utc
 impl Database {
     /// The numbers of a conversation, read by primary key.
     pub async fn numbers(&self, key: &ConversationKey) -> Result<Numbers> {
-        self.within(async |connection| read_numbers(connection, key).await).await
+        self.statement(async |connection| read_numbers(connection, key).await).await
     }
 
     /// Compares the identity of the Redis that this process is connected to, and that of PostgreSQL, with the

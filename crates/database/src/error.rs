@@ -75,6 +75,34 @@ pub enum SchemaError {
         /// The newest one that this program knows.
         needed: i64,
     },
+    /// The role of a worker or a command does not see all rows.
+    #[error(
+        "row-level security applies to the role {0} of DATABASE_URL: use the role that owns the tables, or ALTER ROLE … \
+         BYPASSRLS"
+    )]
+    RowSecurity(String),
+    /// The role of the API may touch more or less than it must.
+    #[error(
+        "the role of API_DATABASE_URL has other privileges than the conversation-api needs: {0}; run `verbatim setup` with \
+         this API_DATABASE_URL, and take the role out of other roles and from PUBLIC what is named"
+    )]
+    ApiRole(String),
+    /// PostgreSQL refuses the signature of a tenant.
+    #[error(
+        "API_SECRET is not the one with which `verbatim setup` ran last; run `verbatim setup` with this API_SECRET"
+    )]
+    TenantKey,
+    /// A role could not be created or changed.
+    #[error(
+        "the role of DATABASE_URL may not set up the role {role}: give it CREATEROLE, or run `verbatim setup` once with a \
+         DATABASE_URL of a superuser"
+    )]
+    NotPermitted {
+        /// The role to set up.
+        role: String,
+        /// The error of PostgreSQL.
+        source: Error,
+    },
     /// A migration failed to apply.
     #[error("the schema could not be upgraded")]
     Migration(#[from] sqlx::migrate::MigrateError),

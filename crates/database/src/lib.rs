@@ -7,6 +7,9 @@
 //! To add a table: add a file under `migrations/` (never edit one that was released), a file here with
 //! the statements that use the table, and a line in `docs/architecture.md` if others may query it.
 
+mod api_database;
+mod api_keys;
+mod api_role;
 mod audit;
 mod close;
 mod connect;
@@ -29,6 +32,7 @@ mod rows;
 mod save;
 mod save_heuristics;
 mod schema;
+mod scram;
 mod sequences;
 mod session_events;
 mod session_history;
@@ -36,12 +40,16 @@ mod session_update;
 mod sessions;
 mod statistics;
 mod sync;
+mod tenant_signature;
 mod tombstones;
 mod trace;
 mod verify;
 mod write_check;
 mod writers;
 
+pub use api_database::{ApiDatabase, PresentedKey};
+pub use api_keys::{ApiKeyView, EVERY_TENANT, NewApiKey};
+pub use api_role::{ApiRole, ApiRoleChange};
 pub use audit::{Actor, AuditEntry};
 pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::Database;
@@ -66,6 +74,7 @@ pub use session_update::SessionUpdate;
 pub use sessions::SessionView;
 pub use statistics::{ConversationStats, DayKey, DayRefresh, StaleConversation, StaleDay};
 pub use sync::{ListToSync, SyncRefusal, Synced, SyncedBatch, SyncedList};
+pub use tenant_signature::{TenantKey, secret_hash};
 pub use trace::{ConversationTrace, MessageTrace};
 pub use verify::{
     ConversationCheck, DayCheck, Difference, Differences, OrphanedRows, OrphanedStatistics, Repair,

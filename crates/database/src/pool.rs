@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use domain::failure::FailureClass;
-use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::connection_settings::{self, Limits};
+use crate::connection_settings::{self, Limits, SessionSettings};
 use crate::{Error, Result};
 
 /// How long a connection may be idle before it is closed: less than the idle timeouts of firewalls
@@ -29,6 +29,7 @@ const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 pub(crate) struct Pool {
     options: PgConnectOptions,
+    session_settings: SessionSettings,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Idle>>,
 }
@@ -52,13 +53,32 @@ pub(crate) struct Lease {
 }
 
 impl Pool {
-    pub(crate) fn new(options: PgConnectOptions, connections: u32) -> Self {
+    pub(crate) fn new(
+        options: PgConnectOptions,
+        session_settings: SessionSettings,
+        connections: u32,
+    ) -> Self {
         let permits = Arc::new(Semaphore::new(connections as usize));
-        Self { options, permits, idle: Mutex::default() }
+        Self { options, session_settings, permits, idle: Mutex::default() }
     }
 
     pub(crate) fn options(&self) -> &PgConnectOptions {
         &self.options
+    }
+
+    /// As many connections to the same server, which are opened in the same way.
+    pub(crate) fn another(&self, connections: u32) -> Self {
+        Self::new(self.options.clone(), self.session_settings, connections)
+    }
+
+    async fn connect(&self, limits: Limits) -> Result<PgConnection> {
+        match self.session_settings {
+            SessionSettings::OfTheConnection => {
+                let options = connection_settings::limited(self.options.clone(), limits);
+                connection_settings::connect(&options).await
+            }
+            SessionSettings::OfTheRole => Ok(self.options.connect().await?),
+        }
     }
 
     /// A connection with these time limits, if possible the one that was released last, else a new one; waits while all
@@ -69,15 +89,14 @@ impl Pool {
         let (connection, opened_at) = match self.take_idle(limits) {
             Some(idle) => {
                 let Idle { mut connection, opened_at, .. } = idle;
-                if idle.limits != limits {
+                if idle.limits != limits
+                    && self.session_settings == SessionSettings::OfTheConnection
+                {
                     connection_settings::set(&mut connection, limits).await?;
                 }
                 (connection, opened_at)
             }
-            None => {
-                let options = connection_settings::limited(self.options.clone(), limits);
-                (connection_settings::connect(&options).await?, Instant::now())
-            }
+            None => (self.connect(limits).await?, Instant::now()),
         };
         Ok(Lease { connection, limits, opened_at, pool: Arc::clone(self), permit })
     }

@@ -30,8 +30,15 @@ impl Database {
     }
 
     /// Fails if the schema is missing or older than this program. A newer schema is accepted, because
-    /// migrations only add.
+    /// migrations only add. Fails too if row-level security would hide rows from this role.
     pub async fn verify_schema(&self) -> Result<(), SchemaError> {
+        self.verify_schema_version().await?;
+        let query = "SELECT row_security_active('conversations'), current_user::text";
+        let (restricted, role): (bool, String) = self.value(sqlx::query_as(query)).await?;
+        if restricted { Err(SchemaError::RowSecurity(role)) } else { Ok(()) }
+    }
+
+    pub(crate) async fn verify_schema_version(&self) -> Result<(), SchemaError> {
         let table = sqlx::query_as("SELECT to_regclass('_sqlx_migrations')::text");
         let (Some(_),): (Option<String>,) = self.value(table).await? else {
             return Err(SchemaError::Missing);

@@ -82,7 +82,7 @@ async fn an_ordinary_role_reads_the_epoch_and_an_error_names_a_revoked_function(
     let (env, owner) = migrated().await;
     let role = format!("{}_role", env.name);
     let grant = format!(
-        "CREATE ROLE {role} LOGIN PASSWORD 'secret';
+        "CREATE ROLE {role} LOGIN PASSWORD 'secret' BYPASSRLS;
          GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}"
     );
     env.psql(&grant).await.unwrap();

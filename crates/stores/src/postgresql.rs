@@ -184,6 +184,10 @@ impl DatabaseServer {
             | SchemaError::NotDurable(_)
             | SchemaError::Missing
             | SchemaError::TooOld { .. }
+            | SchemaError::RowSecurity(_)
+            | SchemaError::ApiRole(_)
+            | SchemaError::TenantKey
+            | SchemaError::NotPermitted { .. }
             | SchemaError::Migration(_) => self.refused(&with_causes(error)),
         }
     }

@@ -116,6 +116,13 @@ impl TestEnv {
         })
     }
 
+    /// The name of a role that the test may create, for the conversation-api: roles belong to the server. It is removed
+    /// with the database.
+    #[must_use]
+    pub fn api_role(&self) -> String {
+        format!("{}_api", self.name)
+    }
+
     /// Its Redis, which the test may stop, freeze and restart.
     #[must_use]
     pub fn redis(&self) -> &Server {
@@ -172,8 +179,12 @@ impl Drop for TestEnv {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
             runtime.block_on(async {
                 shared.management.delete_virtual_host(&name).await.ok();
-                let sql = format!("DROP DATABASE {name} WITH (FORCE)");
-                psql(&shared.database_url, "postgres", &sql).await.ok();
+                for sql in [
+                    format!("DROP DATABASE {name} WITH (FORCE)"),
+                    format!("DROP ROLE IF EXISTS {name}_api"),
+                ] {
+                    psql(&shared.database_url, "postgres", &sql).await.ok();
+                }
             });
             Some(())
         }));

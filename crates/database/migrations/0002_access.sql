@@ -1,0 +1,132 @@
+-- Who may read what over HTTP: row-level security for the role of the conversation-api, and API keys.
+--
+-- The role of the API is neither the owner of these tables nor a superuser. Every statement that it runs sees the rows
+-- of one tenant: the one that the transaction's setting `verbatim.tenant` names. The setting is a tenant and its
+-- HMAC-SHA-256; a statement that was injected into the API has no key, so it cannot choose another tenant. Workers
+-- and commands own the tables; row-level security does not apply to owners (no FORCE).
+--
+-- `verbatim setup` creates the role, and grants it what `api_role.rs` lists.
+
+-- The keys of these HMACs, as the two padded blocks of RFC 2104, so that SQL needs nothing but sha256(). Several are
+-- valid while the secret is rotated. No role but the owner may read them.
+CREATE TABLE api_tenant_keys (
+    inner_block bytea NOT NULL CHECK (length(inner_block) = 64),
+    outer_block bytea NOT NULL CHECK (length(outer_block) = 64),
+    PRIMARY KEY (inner_block)
+);
+
+-- The tenant of this transaction. An error where none is set (the setting is empty on a connection that had one in an
+-- earlier transaction), or its HMAC is another one.
+CREATE FUNCTION verbatim_tenant() RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER AS $$
+DECLARE
+    setting CONSTANT text := coalesce(current_setting('verbatim.tenant', true), '');
+    tenant CONSTANT text := substr(setting, 66);
+BEGIN
+    IF setting = '' THEN
+        RAISE EXCEPTION 'row-level security: the setting verbatim.tenant is not set in this transaction'
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'Only the conversation-api sets it. A role that reads all tenants needs BYPASSRLS, or a policy of its own.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM api_tenant_keys k
+                   WHERE encode(sha256(k.outer_block || sha256(k.inner_block || convert_to(tenant, 'UTF8'))), 'hex')
+                         = left(setting, 64)) THEN
+        RAISE EXCEPTION 'row-level security: the setting verbatim.tenant has a wrong signature'
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'API_SECRET of the conversation-api is not the one with which verbatim setup ran last.';
+    END IF;
+    RETURN tenant;
+END $$;
+
+CREATE TABLE api_keys (
+    -- The part of the key that is shown in lists, logs and the audit log.
+    id                   text COLLATE "C" PRIMARY KEY,
+    -- `*`: every tenant; the key of an operator.
+    tenant_id            text COLLATE "C" NOT NULL,
+    name                 text NOT NULL,
+    scopes               text[] NOT NULL,
+    -- From which networks it is accepted, in CIDR notation; empty: from everywhere.
+    networks             text[] NOT NULL,
+    -- SHA-256 of the secret part.
+    secret_hash          bytea NOT NULL,
+    -- The secret before the last rotation, and until when it is accepted.
+    previous_secret_hash bytea,
+    previous_until       timestamptz,
+    created_at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at           timestamptz,
+    revoked_at           timestamptz,
+    last_used_at         timestamptz,
+    -- Another number after each change but of `last_used_at`.
+    version              bigint NOT NULL DEFAULT 1
+);
+
+CREATE INDEX api_keys_by_tenant ON api_keys (tenant_id, created_at) WHERE created_at IS NOT NULL;
+
+-- The key with this id, if the hash is that of a secret which it accepts. So the role of the API sees no hash, and a
+-- guess costs what any other one costs.
+CREATE FUNCTION verbatim_api_key(key_id text, hash bytea)
+RETURNS TABLE (tenant_id text, name text, scopes text[], networks text[], version bigint, revoked_at timestamptz,
+               accepted_until timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER AS $$
+    SELECT k.tenant_id, k.name, k.scopes, k.networks, k.version, k.revoked_at,
+           CASE WHEN k.secret_hash = hash THEN k.expires_at ELSE least(k.expires_at, k.previous_until) END
+    FROM api_keys k
+    WHERE k.id = key_id AND (k.secret_hash = hash OR k.previous_secret_hash = hash)
+$$;
+
+-- The versions of those of these keys that are not revoked.
+CREATE FUNCTION verbatim_api_key_versions(key_ids text[])
+RETURNS TABLE (id text, version bigint)
+LANGUAGE sql STABLE SECURITY DEFINER AS $$
+    SELECT k.id, k.version FROM api_keys k WHERE k.id = ANY (key_ids) AND k.revoked_at IS NULL
+$$;
+
+-- Records when these keys were last used. In the order of their ids, so that two replicas do not deadlock.
+CREATE FUNCTION verbatim_api_keys_used(key_ids text[], used_at timestamptz[])
+RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
+    UPDATE api_keys k SET last_used_at = used.at
+    FROM (SELECT locked.id, u.at
+          FROM unnest(key_ids, used_at) AS u (id, at)
+          JOIN (SELECT i.id FROM api_keys i WHERE i.id = ANY (key_ids) ORDER BY i.id FOR NO KEY UPDATE) AS locked
+            ON locked.id = u.id) AS used
+    WHERE k.id = used.id AND (k.last_used_at IS NULL OR k.last_used_at < used.at)
+$$;
+
+REVOKE ALL ON FUNCTION verbatim_api_key(text, bytea), verbatim_api_key_versions(text[]),
+                       verbatim_api_keys_used(text[], timestamptz[]) FROM PUBLIC;
+
+-- These functions run with the rights of the owner: they take tables of this schema alone, whatever the caller's search
+-- path is. `pg_temp` is last, because it would be the first if it were left out.
+DO $$
+DECLARE
+    function regprocedure;
+BEGIN
+    FOREACH function IN ARRAY ARRAY['verbatim_tenant()', 'verbatim_api_key(text, bytea)',
+                                    'verbatim_api_key_versions(text[])',
+                                    'verbatim_api_keys_used(text[], timestamptz[])']::regprocedure[] LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', function, current_schema());
+    END LOOP;
+END $$;
+
+-- The policies. The subquery `(SELECT verbatim_tenant())` is evaluated once for each statement. What is filed under a
+-- number looks up its conversation; OFFSET 0 keeps that a look-up by number, which PostgreSQL would else turn into a
+-- join over all conversations of the tenant.
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['conversations', 'sessions', 'session_events', 'conversation_stats', 'daily_stats',
+                                'dead_letters'] LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('CREATE POLICY rows_of_the_tenant ON %I FOR SELECT
+                        USING (tenant_id = (SELECT verbatim_tenant()))', name);
+    END LOOP;
+    FOREACH name IN ARRAY ARRAY['message_rows', 'message_tokens'] LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('CREATE POLICY rows_of_the_tenant ON %I FOR SELECT
+                        USING (EXISTS (SELECT FROM conversations c
+                                       WHERE c.number = conversation AND c.tenant_id = (SELECT verbatim_tenant())
+                                       OFFSET 0))', name);
+    END LOOP;
+END $$;

@@ -1,0 +1,123 @@
+//! PostgreSQL as the conversation-api uses it: with a role that sees the rows of one tenant at a time.
+//!
+//! The only way to a [`Database`] is [`ApiDatabase::of`], which takes a tenant, so no statement can run without one. Row-level
+//! security then enforces in PostgreSQL what the statements ask for anyway.
+
+use chrono::{DateTime, Utc};
+use domain::ids::TenantId;
+use sqlx::FromRow;
+
+use crate::api_role;
+use crate::{Database, Error, Result, SchemaError, Settings, TenantKey};
+
+/// The connections of the role of the API. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiDatabase {
+    database: Database,
+    key: TenantKey,
+}
+
+/// A key whose secret was presented.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct PresentedKey {
+    /// Its tenant, or [`crate::EVERY_TENANT`].
+    pub tenant_id: String,
+    /// What it is for.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// From which networks it is accepted; empty: from everywhere.
+    pub networks: Vec<String>,
+    /// Another number after each change.
+    pub version: i64,
+    /// Since when it is refused.
+    pub revoked_at: Option<DateTime<Utc>>,
+    /// Until when this secret of it is accepted.
+    pub accepted_until: Option<DateTime<Utc>>,
+}
+
+impl ApiDatabase {
+    /// Creates the pool. It connects on first use.
+    ///
+    /// # Errors
+    /// The URL cannot be parsed.
+    pub fn open(settings: &Settings, key: TenantKey) -> Result<Self> {
+        Ok(Self { database: Database::open_as_role(settings)?, key })
+    }
+
+    /// The rows of this tenant.
+    #[must_use]
+    pub fn of(&self, tenant: &TenantId) -> Database {
+        self.database.of_tenant(self.key.signed(tenant))
+    }
+
+    /// Host and port of the server; `None` if it is a socket directory.
+    #[must_use]
+    pub fn address(&self) -> Option<(&str, u16)> {
+        self.database.address()
+    }
+
+    /// Checks that PostgreSQL answers.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn probe(&self) -> Result<()> {
+        self.database.value(sqlx::query_as("SELECT true")).await.map(|(_,): (bool,)| ())
+    }
+
+    /// Fails if the schema is missing or too old, or if the role may read or change more or less than it must, or if
+    /// PostgreSQL does not accept the signature of a tenant.
+    ///
+    /// # Errors
+    /// One of these, with its remedy; or PostgreSQL failed.
+    pub async fn verify(&self) -> Result<(), SchemaError> {
+        self.database.verify_schema_version().await?;
+        api_role::verify(&self.database).await?;
+        let tenant = TenantId::new("verify").map_err(|fault| Error::Corrupt {
+            table: "api_tenant_keys",
+            fault: fault.to_string(),
+        })?;
+        let signed = self.of(&tenant);
+        let seen: (String,) = signed
+            .value(sqlx::query_as("SELECT verbatim_tenant()"))
+            .await
+            .map_err(|error| match error.sqlstate().as_deref() {
+                Some("42501") => SchemaError::TenantKey,
+                _ => error.into(),
+            })?;
+        debug_assert_eq!(seen.0, tenant.as_str());
+        Ok(())
+    }
+
+    /// The key with this id, if it accepts a secret with this hash. It may be revoked or expired.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn api_key(&self, id: &str, secret_hash: &[u8; 32]) -> Result<Option<PresentedKey>> {
+        let query = sqlx::query_as("SELECT * FROM verbatim_api_key($1, $2)")
+            .bind(id)
+            .bind(secret_hash.as_slice());
+        Ok(self.database.values(query).await?.pop())
+    }
+
+    /// The versions of those of these keys that are not revoked.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn api_key_versions(&self, ids: &[&str]) -> Result<Vec<(String, i64)>> {
+        let query =
+            sqlx::query_as("SELECT id, version FROM verbatim_api_key_versions($1)").bind(ids);
+        self.database.values(query).await
+    }
+
+    /// Records when keys were last used.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn api_keys_used(&self, used: &[(&str, DateTime<Utc>)]) -> Result<()> {
+        let query = sqlx::query("SELECT verbatim_api_keys_used($1, $2)")
+            .bind(used.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+            .bind(used.iter().map(|(_, at)| *at).collect::<Vec<_>>());
+        self.database.execute(query).await.map(drop)
+    }
+}

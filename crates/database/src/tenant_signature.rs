@@ -1,0 +1,66 @@
+//! The signature with which the conversation-api says, in each transaction, whose rows it may see.
+//!
+//! Row-level security reads the tenant from the setting `verbatim.tenant` (`migrations/0002_access.sql`). The setting is the
+//! HMAC-SHA-256 of the tenant in hexadecimal digits, a colon, and the tenant. A statement that was injected into the
+//! API has no key, so it cannot name another tenant. The value is bound as a parameter, so that no other session of the
+//! role reads it in `pg_stat_activity`.
+
+use std::fmt::Write as _;
+
+use domain::ids::TenantId;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::{Digest as _, Sha256};
+
+/// The block of SHA-256, to which HMAC pads its key (RFC 2104).
+const BLOCK: usize = 64;
+
+/// A key for signatures. It is derived from `API_SECRET`, never that secret itself.
+#[derive(Clone)]
+pub struct TenantKey([u8; 32]);
+
+impl TenantKey {
+    /// A key of these bytes.
+    #[must_use]
+    pub fn new(key: [u8; 32]) -> Self {
+        Self(key)
+    }
+
+    /// The value of `verbatim.tenant` for this tenant.
+    pub(crate) fn signed(&self, tenant: &TenantId) -> String {
+        let mut hmac = Hmac::<Sha256>::new(&self.block(0).into());
+        hmac.update(tenant.as_str().as_bytes());
+        let mut signed = String::with_capacity(2 * 32 + 1 + tenant.as_str().len());
+        for byte in hmac.finalize().into_bytes() {
+            // Writing to a `String` does not fail.
+            write!(signed, "{byte:02x}").ok();
+        }
+        signed.push(':');
+        signed.push_str(tenant.as_str());
+        signed
+    }
+
+    /// What PostgreSQL stores of it: the key padded to a block, combined with the bytes that RFC 2104 names for the inner
+    /// and the outer hash.
+    pub(crate) fn blocks(&self) -> [[u8; BLOCK]; 2] {
+        [self.block(0x36), self.block(0x5c)]
+    }
+
+    fn block(&self, combined_with: u8) -> [u8; BLOCK] {
+        let mut block = [0; BLOCK];
+        block[..self.0.len()].copy_from_slice(&self.0);
+        block.map(|byte| byte ^ combined_with)
+    }
+}
+
+impl std::fmt::Debug for TenantKey {
+    /// Shows nothing of the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TenantKey")
+    }
+}
+
+/// The hash by which a secret of an API key is stored.
+#[must_use]
+pub fn secret_hash(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
+}
