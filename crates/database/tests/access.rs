@@ -215,7 +215,7 @@ async fn an_injected_statement_reads_no_other_tenant_and_no_key() {
     // The tenant counts that was set when the statement read it first: these see their own rows.
     for injected in [
         "SELECT content, set_config('verbatim.tenant', 'globex', true) FROM message_rows",
-        "SELECT content, s FROM message_rows,
+        "SELECT content, s.set_config FROM message_rows,
                 (SELECT set_config('verbatim.tenant', repeat('0', 64) || ':globex', true)) AS s",
     ] {
         let mut transaction = connection.begin().await.unwrap();
