@@ -16,6 +16,10 @@ use crate::commands::dead_letters_list::DeadLettersList;
 use crate::commands::dead_letters_replay::DeadLettersReplay;
 use crate::commands::dead_letters_restore::DeadLettersRestore;
 use crate::commands::dead_letters_show::DeadLettersShow;
+use crate::commands::keys_create::KeysCreate;
+use crate::commands::keys_list::KeysList;
+use crate::commands::keys_revoke::KeysRevoke;
+use crate::commands::keys_rotate::KeysRotate;
 use crate::commands::lint::Lint;
 use crate::commands::publish::Publish;
 use crate::commands::queues::Queues;
@@ -70,6 +74,9 @@ enum Verb {
     #[command(subcommand)]
     DeadLetters(DeadLettersVerb),
     Verify(Box<Verify>),
+    /// Creates, lists, rotates and revokes API keys
+    #[command(subcommand)]
+    Keys(KeysVerb),
     #[command(visible_alias = "where")]
     Trace(Box<Trace>),
 }
@@ -78,6 +85,14 @@ enum Verb {
 enum ConversationVerb {
     List(ConversationList),
     Show(ConversationShow),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysVerb {
+    Create(KeysCreate),
+    List(KeysList),
+    Rotate(KeysRotate),
+    Revoke(KeysRevoke),
 }
 
 #[derive(Debug, Subcommand)]
@@ -152,6 +167,10 @@ impl Verb {
             Self::DeadLetters(DeadLettersVerb::Restore(restore)) => restore.run(output).await,
             Self::DeadLetters(DeadLettersVerb::Export(export)) => export.run(output).await,
             Self::Verify(verify) => verify.run(output).await,
+            Self::Keys(KeysVerb::Create(create)) => create.run(output).await,
+            Self::Keys(KeysVerb::List(list)) => list.run(output).await,
+            Self::Keys(KeysVerb::Rotate(rotate)) => rotate.run(output).await,
+            Self::Keys(KeysVerb::Revoke(revoke)) => revoke.run(output).await,
             Self::Trace(trace) => trace.run(output).await,
         }
     }
@@ -194,6 +213,8 @@ mod tests {
             (&format!("dead-letters discard {filters} --why because"), ""),
             (&format!("dead-letters restore {filters}"), ""),
             (&format!("dead-letters export {filters}"), ""),
+            ("keys create --tenant -t --name n --scope read", ""),
+            ("keys list --tenant -t", ""),
         ] {
             let database =
                 if command.starts_with("sync") { "" } else { "--database-url postgresql://u@h/d" };
@@ -222,6 +243,10 @@ mod tests {
             &["dead-letters", "restore"],
             &["dead-letters", "export"],
             &["verify"],
+            &["keys", "create"],
+            &["keys", "list"],
+            &["keys", "rotate"],
+            &["keys", "revoke"],
             &["trace"],
         ] {
             let name = format!("help_{}", path.join("_").replace('-', "_"));

@@ -12,6 +12,37 @@ pub(crate) enum When {
     Ago(std::time::Duration),
 }
 
+/// A moment, or a duration after now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    At(Timestamp),
+    In(std::time::Duration),
+}
+
+impl After {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(moment) = Timestamp::parse(text) {
+            return Ok(Self::At(moment));
+        }
+        duration(text).map(Self::In).map_err(|_| {
+            "it must be a moment such as 2027-01-31T09:30:00Z, or a duration such as 24h or 90d"
+                .to_owned()
+        })
+    }
+
+    /// The moment, counted from `now`; [`Timestamp::LATEST`] where it would lie after that.
+    pub(crate) fn from(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(moment) => moment,
+            Self::In(span) => chrono::Duration::from_std(span)
+                .ok()
+                .and_then(|span| DateTime::<Utc>::from(now).checked_add_signed(span))
+                .and_then(|moment| Timestamp::try_from(moment).ok())
+                .unwrap_or(Timestamp::LATEST),
+        }
+    }
+}
+
 /// Redis, for a command that can do without it.
 #[derive(Debug, Args)]
 pub(crate) struct OptionalRedis {

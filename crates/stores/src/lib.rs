@@ -4,6 +4,7 @@
 //! it needs, and fails within seconds if one is unreachable.
 
 mod addresses;
+mod api_postgresql;
 mod fault;
 mod postgresql;
 mod rabbitmq;
@@ -11,6 +12,7 @@ mod redis;
 mod stores;
 mod watch;
 
+pub use api_postgresql::{ApiDatabaseServer, ApiLimits};
 pub use fault::{Fault, Unavailable};
 pub use postgresql::{COMMAND_TIMEOUT, DatabaseServer};
 pub use rabbitmq::Broker;

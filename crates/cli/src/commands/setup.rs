@@ -7,10 +7,10 @@ use std::time::Duration;
 use broker::topology::{self, TopologyError};
 use clap::Args;
 use conversation::RandomSource;
-use database::{AdvancedSequence, SchemaError};
+use database::{AdvancedSequence, ApiRoleChange, SchemaError};
 use serde::Serialize;
-use service::settings::{AmqpSettings, DatabaseSettings, DurabilitySettings};
-use stores::{Broker, COMMAND_TIMEOUT, DatabaseServer};
+use service::settings::{AmqpSettings, ApiRoleSettings, DatabaseSettings, DurabilitySettings};
+use stores::{ApiDatabaseServer, Broker, COMMAND_TIMEOUT, DatabaseServer};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
@@ -47,6 +47,8 @@ pub(crate) struct Setup {
     database: DatabaseSettings,
     #[command(flatten)]
     durability: DurabilitySettings,
+    #[command(flatten)]
+    api: ApiRoleSettings,
 }
 
 /// What was done. A part that failed is null.
@@ -54,6 +56,8 @@ pub(crate) struct Setup {
 struct Report {
     schema: Option<Schema>,
     topology: Option<Topology>,
+    /// The role of the conversation-api; also null where API_DATABASE_URL is not set.
+    api_role: Option<Role>,
     /// Whether all hot copies were invalidated.
     hot_copies_invalidated: bool,
 }
@@ -69,6 +73,13 @@ struct Schema {
     from: Option<i64>,
     /// Sequences that lagged behind their tables, as after a logical restore, and were advanced.
     advanced_sequences: Vec<AdvancedSequence>,
+}
+
+#[derive(Debug, Serialize)]
+struct Role {
+    name: String,
+    /// `created`, `updated` or `already_there`.
+    state: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -89,14 +100,32 @@ impl Setup {
         let hot_copies_invalidated = self.restored
             && schema.is_some()
             && self.invalidate_hot_copies().await.map_err(&mut collect).is_ok();
+        let api_role = match &schema {
+            Some(_) => self.api_role().await.map_err(&mut collect).ok().flatten(),
+            None => None,
+        };
         let topology = topology.map_err(&mut collect).ok();
-        let report = Report { schema, topology, hot_copies_invalidated };
+        let report = Report { schema, topology, api_role, hot_copies_invalidated };
         output.show(&report, |out| text(&report, out))?;
         let Some(last) = failures.pop() else { return Ok(Exit::Success) };
         for failure in failures {
             print_error(&failure);
         }
         Err(last)
+    }
+
+    /// Sets up the role, and connects with it to see that it is as the API needs it.
+    async fn api_role(&self) -> Result<Option<Role>, Failure> {
+        let Some((api, role)) = ApiDatabaseServer::of_setup(&self.api)? else { return Ok(None) };
+        let owner = DatabaseServer::of_command(&self.database, COMMAND_TIMEOUT)?;
+        let change = owner.database.set_up_api_role(&role, &api.secrets.tenant_keys()).await;
+        let state = match change.map_err(|error| owner.schema_failure(&error))? {
+            ApiRoleChange::Created => "created",
+            ApiRoleChange::Updated => "updated",
+            ApiRoleChange::AlreadyThere => "already_there",
+        };
+        api.verify().await?;
+        Ok(Some(Role { name: role.name, state }))
     }
 
     async fn invalidate_hot_copies(&self) -> Result<(), Failure> {
@@ -193,6 +222,13 @@ fn text(report: &Report, out: &mut Text) {
     };
     line(out, "RabbitMQ topology", tone, &topology);
     named.iter().for_each(|name| out.push(format!("  {name}\n")));
+    if let Some(Role { name, state }) = &report.api_role {
+        let (tone, done) = match *state {
+            "already_there" => (Tone::Plain, "already there"),
+            state => (Tone::Good, state),
+        };
+        line(out, "role of the API", tone, &format!("{name}: {done}"));
+    }
     if report.hot_copies_invalidated {
         line(out, "hot copies", Tone::Good, "invalidated; readers load them again");
     }
@@ -216,6 +252,7 @@ mod tests {
                 advanced_sequences: vec![],
             }),
             topology: Some(Topology { created: vec![String::new(); 25], already_there: 0 }),
+            api_role: None,
             hot_copies_invalidated: false,
         };
         let upgraded = Report {
@@ -233,11 +270,13 @@ mod tests {
                 created: vec!["queue bot.state".to_owned()],
                 already_there: 24,
             }),
+            api_role: Some(Role { name: "verbatim_api".to_owned(), state: "created" }),
             hot_copies_invalidated: true,
         };
         let failed = Report {
             schema: None,
             topology: Some(Topology { created: Vec::new(), already_there: 25 }),
+            api_role: None,
             hot_copies_invalidated: false,
         };
         let texts = [created, upgraded, failed].map(|report| plain(|out| text(&report, out)));
@@ -250,6 +289,7 @@ mod tests {
           sequence conversations_number_seq advanced from 1 to 41: it lagged behind its table, as after a logical restore
         RabbitMQ topology   1 created, 24 already there
           queue bot.state
+        role of the API     verbatim_api: created
         hot copies          invalidated; readers load them again
         next                start the workers
 

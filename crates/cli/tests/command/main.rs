@@ -5,6 +5,7 @@
 mod conversations;
 mod dead_letters;
 mod help;
+mod keys;
 mod publishing;
 mod queues;
 mod settings;

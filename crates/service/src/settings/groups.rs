@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use super::secret::Secret;
 use super::url::ServerUrl;
 use super::values;
 
@@ -63,6 +64,40 @@ pub struct ReadReplicaSettings {
     #[arg(value_name = "postgres://user:password@replica:5432/verbatim")]
     #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
     pub database_read_url: Option<ServerUrl>,
+}
+
+/// How the conversation-api reads PostgreSQL.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ApiAccessSettings {
+    /// PostgreSQL with the role of the conversation-api, which sees the rows of one tenant at a time; `verbatim setup`
+    /// creates the role. A pooler such as PgBouncer is allowed. API_DATABASE_URL_FILE may name a file that holds it
+    #[arg(long, env = "API_DATABASE_URL")]
+    #[arg(value_name = "postgres://verbatim_api:password@host:5432/verbatim")]
+    #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
+    pub api_database_url: ServerUrl,
+
+    /// Secret of at least 32 characters that all replicas of the conversation-api and `verbatim setup` share: it signs
+    /// tenants, cursors and ETags. To rotate it, give the new one and the old one, separated by a comma.
+    /// API_SECRET_FILE may name a file that holds it
+    #[arg(long, env = "API_SECRET", value_name = "SECRET", value_delimiter = ',', required = true)]
+    #[arg(value_parser = Secret::parse, help_heading = "Servers")]
+    pub api_secret: Vec<Secret>,
+}
+
+/// The role of the conversation-api, for `verbatim setup`. Both or none are set.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ApiRoleSettings {
+    /// PostgreSQL with the role of the conversation-api. `verbatim setup` creates the role where it is missing, and gives it
+    /// what it needs. Without it there is no conversation-api. API_DATABASE_URL_FILE may name a file that holds it
+    #[arg(long, env = "API_DATABASE_URL")]
+    #[arg(value_name = "postgres://verbatim_api:password@host:5432/verbatim")]
+    #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
+    pub api_database_url: Option<ServerUrl>,
+
+    /// Secret of the conversation-api. API_SECRET_FILE may name a file that holds it
+    #[arg(long, env = "API_SECRET", value_name = "SECRET", value_delimiter = ',')]
+    #[arg(value_parser = Secret::parse, help_heading = "Servers")]
+    pub api_secret: Vec<Secret>,
 }
 
 /// The URLs of all three servers.

@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, Command};
 
 use super::error::SettingsError;
 use super::file::{Map, Node};
+use super::secret::Secret;
 use super::url::ServerUrl;
 use domain::fleet::{self, Process};
 
@@ -37,6 +38,9 @@ pub(super) struct Known {
 /// The suffixes of a key and of a variable whose value is the path of a file with the secret.
 const FILE_KEY: &str = "_file";
 const FILE_VARIABLE: &str = "_FILE";
+
+/// The types of values that are secrets.
+const SECRETS: [fn() -> TypeId; 2] = [TypeId::of::<ServerUrl>, TypeId::of::<Secret>];
 
 /// The prefix of the environment variables of settings.
 pub(super) const PREFIX: &str = "VERBATIM_";
@@ -281,7 +285,7 @@ fn collect(command: &Command, known: &mut BTreeMap<String, Known>) {
         let setting = Known {
             long: long.to_owned(),
             variable: arg.get_env().and_then(OsStr::to_str).map(str::to_owned),
-            secret: parser.type_id() == TypeId::of::<ServerUrl>(),
+            secret: SECRETS.iter().any(|of| parser.type_id() == of()),
             example: arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string),
             parser,
             delimiter: arg.get_value_delimiter(),

@@ -15,6 +15,7 @@ mod file;
 mod fleet;
 mod groups;
 mod layers;
+mod secret;
 mod url;
 mod url_parameters;
 mod values;
@@ -31,9 +32,11 @@ pub use fleet::{
     BackgroundSettings, ClosingSettings, ClosingTimes, ConsumerSettings, StoreSettings,
 };
 pub use groups::{
-    AmqpSettings, ConnectionSettings, DatabaseSettings, DurabilitySettings, ListenSettings,
-    LogFormat, LogSettings, ProcessSettings, ReadReplicaSettings, RedisSettings,
+    AmqpSettings, ApiAccessSettings, ApiRoleSettings, ConnectionSettings, DatabaseSettings,
+    DurabilitySettings, ListenSettings, LogFormat, LogSettings, ProcessSettings,
+    ReadReplicaSettings, RedisSettings,
 };
+pub use secret::{InvalidSecret, Secret};
 pub use url::{InvalidUrl, ServerUrl};
 pub use url_parameters::InvalidParameter;
 pub use values::{bytes, duration, positive_duration};
@@ -100,6 +103,9 @@ pub(crate) fn describe(command: &Command, matches: &ArgMatches) -> String {
         if let Ok(Some(urls)) = matches.try_get_many::<ServerUrl>(id) {
             return Some(urls.map(ToString::to_string).collect::<Vec<_>>().join(","));
         }
+        if let Ok(Some(secrets)) = matches.try_get_many::<Secret>(id) {
+            return Some(secrets.map(ToString::to_string).collect::<Vec<_>>().join(","));
+        }
         let raw = matches.try_get_raw(id).ok()??;
         Some(raw.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","))
     };
@@ -126,7 +132,7 @@ fn common_settings() -> Command {
     let common = ProcessSettings::augment_args(Command::new("common"));
     let common = ConsumerSettings::augment_args(StoreSettings::augment_args(common));
     let common = BackgroundSettings::augment_args(ClosingSettings::augment_args(common));
-    ReadReplicaSettings::augment_args(common)
+    ApiAccessSettings::augment_args(ReadReplicaSettings::augment_args(common))
 }
 
 /// The path of the file, from the flag or the environment. Help and version are handled here: before

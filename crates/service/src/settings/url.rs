@@ -94,6 +94,25 @@ impl ServerUrl {
         &self.0
     }
 
+    /// User and password of a PostgreSQL URL, decoded, wherever it has them; `None` if it names no user.
+    #[must_use]
+    pub fn credentials(&self) -> Option<(String, Option<String>)> {
+        let parts = Parts::of(&self.0);
+        let (user, password) = parts.userinfo.split_once(':').unwrap_or((parts.userinfo, ""));
+        let parameter = |name: &str| {
+            parts
+                .query
+                .split('&')
+                .filter_map(|pair| pair.split_once('='))
+                .find(|(key, _)| *key == name)
+        };
+        let either = |text: &str, name| {
+            let given = Some(text).filter(|text| !text.is_empty());
+            given.or(parameter(name).map(|(_, value)| value)).map(percent_decoded)
+        };
+        Some((either(user, "user")?, either(password, "password")))
+    }
+
     fn parse(
         text: &str,
         schemes: &[&str],
@@ -170,6 +189,25 @@ impl<'a> Parts<'a> {
         let (path, query) = before.split_once('?').unwrap_or((before, ""));
         Self { scheme, authority, userinfo, host, tail, path, query, fragment }
     }
+}
+
+/// The text with each percent-encoded byte as it is meant. What is then no UTF-8 is replaced: the client refuses it.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let encoded = match tail {
+            [high, low, ..] if *first == b'%' => {
+                let digit =
+                    |byte: &u8| char::from(*byte).to_digit(16).and_then(|it| u8::try_from(it).ok());
+                digit(high).zip(digit(low)).map(|(high, low)| high * 16 + low)
+            }
+            _ => None,
+        };
+        bytes.push(encoded.unwrap_or(*first));
+        rest = if encoded.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Splits `host:port`, where either may be empty.

@@ -1,0 +1,240 @@
+//! Decides whether a key is accepted, usually without asking PostgreSQL.
+//!
+//! A key whose secret PostgreSQL confirmed is remembered with its version. [`Authenticator::refresh`], which runs every two
+//! seconds, asks for the versions of the remembered keys: a key that was revoked, rotated or removed is forgotten. A
+//! memory that was not confirmed for five seconds counts only while PostgreSQL does not answer, and only for the grace
+//! period: so a revoked key stops within five seconds on every replica, and an outage of PostgreSQL does not stop
+//! publishing.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use database::ApiDatabase;
+use domain::clock::Clock;
+use domain::failure::FailureClass;
+use tokio::time::Instant;
+
+use crate::{ApiKey, Caller};
+
+/// How old the confirmation of a remembered key may be while PostgreSQL answers.
+const CONFIRMED_FOR: Duration = Duration::from_secs(5);
+
+/// How often [`Authenticator::refresh`] is to run.
+const REFRESH_EVERY: Duration = Duration::from_secs(2);
+
+/// How many keys are asked for in one statement.
+const KEYS_AT_ONCE: usize = 1_000;
+
+/// Settings of the authentication.
+#[derive(Debug, Clone, Copy)]
+pub struct AuthenticatorSettings {
+    /// How long a key goes on after PostgreSQL confirmed it last, while PostgreSQL does not answer. 0: not at all.
+    pub grace: Duration,
+}
+
+/// Why a key is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAuthenticated {
+    /// No key has this id and secret.
+    #[error("the key is unknown")]
+    Unknown,
+    /// It was revoked.
+    #[error("the key was revoked")]
+    Revoked,
+    /// It has expired, or its secret was replaced.
+    #[error("the key has expired, or its secret was rotated")]
+    Expired,
+    /// It is not accepted from this address.
+    #[error("the key is not accepted from this address")]
+    Address,
+    /// PostgreSQL cannot be asked.
+    #[error("keys cannot be checked: PostgreSQL is unavailable")]
+    Unavailable(#[source] database::Error),
+}
+
+/// Accepts keys. Shared by all requests of a process.
+pub struct Authenticator {
+    database: ApiDatabase,
+    clock: Clock,
+    settings: AuthenticatorSettings,
+    remembered: Mutex<HashMap<String, Remembered>>,
+    /// Whether PostgreSQL answered the last question.
+    answers: AtomicBool,
+}
+
+/// A key that PostgreSQL confirmed.
+struct Remembered {
+    secret_hash: [u8; 32],
+    version: i64,
+    caller: Arc<Caller>,
+    confirmed_at: Instant,
+    used_at: Option<DateTime<Utc>>,
+    used: Instant,
+}
+
+impl Authenticator {
+    /// Knows no key yet.
+    #[must_use]
+    pub fn new(database: ApiDatabase, clock: Clock, settings: AuthenticatorSettings) -> Self {
+        Self {
+            database,
+            clock,
+            settings,
+            remembered: Mutex::default(),
+            answers: AtomicBool::new(true),
+        }
+    }
+
+    /// The caller with this key, at this address.
+    ///
+    /// # Errors
+    /// The key is not accepted.
+    pub async fn caller(
+        &self,
+        key: &ApiKey,
+        address: IpAddr,
+    ) -> Result<Arc<Caller>, NotAuthenticated> {
+        let caller = match self.remembered(key) {
+            Some(caller) => caller,
+            None => self.confirmed(key).await?,
+        };
+        if caller.is_expired(self.now()) {
+            return Err(NotAuthenticated::Expired);
+        }
+        if !caller.is_admitted_from(address) {
+            return Err(NotAuthenticated::Address);
+        }
+        Ok(caller)
+    }
+
+    /// Asks which remembered keys are still valid, and records when they were last used. To be run every
+    /// [`Self::REFRESH_EVERY`].
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn refresh(&self) -> Result<(), database::Error> {
+        let asked_at = Instant::now();
+        let ids: Vec<String> = {
+            let mut remembered = self.all();
+            // A key that is not used is not asked for: it is confirmed again when it is.
+            let kept_for = self.settings.grace.max(CONFIRMED_FOR);
+            remembered.retain(|_, it| it.used.elapsed() < kept_for);
+            remembered.keys().cloned().collect()
+        };
+        for ids in ids.chunks(KEYS_AT_ONCE) {
+            let asked: Vec<&str> = ids.iter().map(String::as_str).collect();
+            let versions = self.noted(self.database.api_key_versions(&asked).await)?;
+            let versions: HashMap<String, i64> = versions.into_iter().collect();
+            let used = self.settle(ids, &versions, asked_at);
+            let used: Vec<_> = used.iter().map(|(id, at)| (id.as_str(), *at)).collect();
+            if !used.is_empty() {
+                self.database.api_keys_used(&used).await?;
+            }
+        }
+        if ids.is_empty() {
+            // So that an outage is known also while no key is remembered.
+            self.noted(self.database.probe().await)?;
+        }
+        Ok(())
+    }
+
+    /// How often [`Self::refresh`] is to run.
+    pub const REFRESH_EVERY: Duration = REFRESH_EVERY;
+
+    /// Confirms the keys with these versions, forgets the others of those asked for. Returns when the confirmed ones were
+    /// used since the last time.
+    fn settle(
+        &self,
+        ids: &[String],
+        versions: &HashMap<String, i64>,
+        asked_at: Instant,
+    ) -> Vec<(String, DateTime<Utc>)> {
+        let mut remembered = self.all();
+        let mut used = Vec::new();
+        for id in ids {
+            let Some(it) = remembered.get_mut(id) else { continue };
+            if versions.get(id) == Some(&it.version) {
+                it.confirmed_at = it.confirmed_at.max(asked_at);
+                used.extend(it.used_at.take().map(|at| (id.clone(), at)));
+            } else if it.confirmed_at < asked_at {
+                remembered.remove(id);
+            }
+        }
+        used
+    }
+
+    /// The caller of a remembered key that needs no question.
+    fn remembered(&self, key: &ApiKey) -> Option<Arc<Caller>> {
+        let now = self.now();
+        let mut remembered = self.all();
+        let it = remembered.get_mut(key.id())?;
+        let good_for = match self.answers.load(Ordering::Relaxed) {
+            true => CONFIRMED_FOR,
+            false => self.settings.grace,
+        };
+        if it.secret_hash != key.secret_hash() || it.confirmed_at.elapsed() >= good_for {
+            return None;
+        }
+        it.used_at = Some(now);
+        it.used = Instant::now();
+        Some(Arc::clone(&it.caller))
+    }
+
+    async fn confirmed(&self, key: &ApiKey) -> Result<Arc<Caller>, NotAuthenticated> {
+        let asked_at = Instant::now();
+        let secret_hash = key.secret_hash();
+        let found = self.noted(self.database.api_key(key.id(), &secret_hash).await);
+        let presented = match found {
+            Ok(Some(presented)) => presented,
+            Ok(None) => return Err(NotAuthenticated::Unknown),
+            // The refresh may not have noticed the outage yet.
+            Err(error) => {
+                return self.remembered(key).ok_or(NotAuthenticated::Unavailable(error));
+            }
+        };
+        if presented.revoked_at.is_some() {
+            return Err(NotAuthenticated::Revoked);
+        }
+        let version = presented.version;
+        let Some(caller) = Caller::of(key.id(), presented) else {
+            tracing::error!(
+                key = key.id(),
+                "API key refused: its tenant or one of its networks is unreadable"
+            );
+            return Err(NotAuthenticated::Unknown);
+        };
+        let caller = Arc::new(caller);
+        if !caller.is_expired(self.now()) {
+            let remembered = Remembered {
+                secret_hash,
+                version,
+                caller: Arc::clone(&caller),
+                confirmed_at: asked_at,
+                used_at: Some(self.now()),
+                used: asked_at,
+            };
+            self.all().insert(key.id().to_owned(), remembered);
+        }
+        Ok(caller)
+    }
+
+    /// Notes whether PostgreSQL answers.
+    fn noted<T>(&self, result: Result<T, database::Error>) -> Result<T, database::Error> {
+        let is_away =
+            result.as_ref().is_err_and(|error| error.class() == FailureClass::Unavailable);
+        self.answers.store(!is_away, Ordering::Relaxed);
+        result
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.clock.now().into()
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Remembered>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

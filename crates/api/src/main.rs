@@ -1,0 +1,3 @@
+//! `conversation-api`: reads, statistics and publishing over HTTP.
+
+fn main() {}
