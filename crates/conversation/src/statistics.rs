@@ -62,8 +62,11 @@ impl fmt::Display for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Conversation(key) => write!(f, "conversation {key}"),
-            Self::Day(DayKey { tenant_id, agent_id, day }) => {
-                write!(f, "day {day} of agent {agent_id:?} of tenant {tenant_id}")
+            Self::Day(DayKey { tenant_id, agent_id, model_name, day }) => {
+                write!(
+                    f,
+                    "day {day} of agent {agent_id:?}, model {model_name:?}, tenant {tenant_id}"
+                )
             }
         }
     }

@@ -234,6 +234,9 @@ CREATE TABLE conversation_stats (
     tenant_id            text COLLATE "C" NOT NULL,
     conversation_id      text COLLATE "C" NOT NULL,
     agent_id             text COLLATE "C",
+    -- The model of the newest message that names one, at most its first 256 characters: it is part of the key of
+    -- `daily_stats`, and a sender's name of a model has no limit of its own.
+    model_name           text COLLATE "C",
     message_count        bigint NOT NULL,
     user_messages        bigint NOT NULL,
     assistant_messages   bigint NOT NULL,
@@ -242,6 +245,8 @@ CREATE TABLE conversation_stats (
     -- Average time from a user message to the assistant message that directly follows it; null if there
     -- is no such pair.
     avg_response_seconds double precision,
+    -- How many such pairs there are: the weight of this conversation in the response time of its day.
+    responses            bigint NOT NULL,
     satisfaction         smallint,
     -- The `finalised_at` of the conversation when these statistics were computed.
     computed_from        timestamptz NOT NULL,
@@ -257,18 +262,29 @@ CREATE TABLE conversation_stats (
     PRIMARY KEY (tenant_id, conversation_id)
 );
 
-CREATE INDEX conversation_stats_by_day ON conversation_stats (tenant_id, coalesce(agent_id, ''), day);
+CREATE INDEX conversation_stats_by_day
+    ON conversation_stats (tenant_id, coalesce(agent_id, ''), coalesce(model_name, ''), day);
 
 CREATE TABLE daily_stats (
     tenant_id            text COLLATE "C" NOT NULL,
     -- Empty for conversations without an agent.
     agent_id             text COLLATE "C" NOT NULL,
+    -- Empty for conversations without a model.
+    model_name           text COLLATE "C" NOT NULL,
     day                  date NOT NULL,
     conversations        bigint NOT NULL DEFAULT 0,
     messages             bigint NOT NULL DEFAULT 0,
     tokens               bigint NOT NULL DEFAULT 0,
+    -- Each average is of what the count beside it counts, so averages of several rows can be combined:
+    -- sum(avg_response_seconds * responses) / sum(responses).
+    -- Of `conversations`.
     avg_duration_seconds double precision,
+    -- Of the `responses`, each a pair as in `conversation_stats`; null if there are none.
+    avg_response_seconds double precision,
+    responses            bigint NOT NULL DEFAULT 0,
+    -- Of the `ratings`, the conversations that have a satisfaction; null if there are none.
     avg_satisfaction     double precision,
+    ratings              bigint NOT NULL DEFAULT 0,
     -- A conversation of this day changed after the row was last computed.
     dirty                boolean NOT NULL DEFAULT true,
     -- As in `conversation_stats`.
@@ -277,10 +293,14 @@ CREATE TABLE daily_stats (
     cache_read_tokens    bigint,
     cache_write_tokens   bigint,
     reasoning_tokens     bigint,
-    PRIMARY KEY (tenant_id, agent_id, day)
+    PRIMARY KEY (tenant_id, agent_id, model_name, day)
 );
 
-CREATE INDEX daily_stats_dirty ON daily_stats (tenant_id, agent_id, day) WHERE dirty;
+-- For dashboards: a range of days of a tenant, and of one of its agents. Both have all columns of the primary key, so a
+-- look-up of a key by one of them costs the same as by the primary key.
+CREATE INDEX daily_stats_by_day ON daily_stats (tenant_id, day, agent_id, model_name);
+CREATE INDEX daily_stats_by_agent_and_day ON daily_stats (tenant_id, agent_id, day, model_name);
+CREATE INDEX daily_stats_dirty ON daily_stats (tenant_id, agent_id, model_name, day) WHERE dirty;
 
 CREATE TABLE dead_letters (
     -- Minted when the message was dead-lettered, and carried by it: if it arrives twice, it is stored once.

@@ -15,6 +15,7 @@ mod close;
 mod connect;
 mod connection_settings;
 mod conversations;
+mod day_key;
 mod dead_letters;
 mod delete;
 mod durability;
@@ -55,6 +56,7 @@ pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::Database;
 pub use connection_settings::{Limits, Settings};
 pub use conversations::{ConversationFilter, ConversationView};
+pub use day_key::DayKey;
 pub use dead_letters::{
     CollectedDeadLetter, ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterDetail,
     DeadLetterEdit, DeadLetterFilter, DeadLetterGroup, DeadLetterPage, DeadLetterState,
@@ -72,7 +74,7 @@ pub use sequences::AdvancedSequence;
 pub use session_events::SessionEventView;
 pub use session_update::SessionUpdate;
 pub use sessions::SessionView;
-pub use statistics::{ConversationStats, DayKey, DayRefresh, StaleConversation, StaleDay};
+pub use statistics::{ConversationStats, DayRefresh, StaleConversation, StaleDay};
 pub use sync::{ListToSync, SyncRefusal, Synced, SyncedBatch, SyncedList};
 pub use tenant_signature::{TenantKey, secret_hash};
 pub use trace::{ConversationTrace, MessageTrace};

@@ -9,28 +9,18 @@
 
 use std::sync::LazyLock;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow, Row as _};
 
+use crate::day_key::{BindDays as _, DayKey};
 use crate::rows::{BindKeys, from_row, key_of};
 use crate::{Database, Result};
 
 /// The most messages of the conversations that are chosen together, unless a single one has more. Reading them takes
 /// some milliseconds.
 const MESSAGES: i64 = 1_000;
-
-/// The key of a row of `daily_stats`. Its order is the order in which the days are checked.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, FromRow)]
-pub struct DayKey {
-    /// The tenant.
-    pub tenant_id: String,
-    /// The agent; empty for conversations without one.
-    pub agent_id: String,
-    /// The UTC day on which the conversations began.
-    pub day: NaiveDate,
-}
 
 /// A conversation whose statistics are out of date.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +52,10 @@ pub enum DayRefresh {
 /// The statistics of one conversation.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ConversationStats {
-    /// The agent of the newest message that names one.
+    /// The agent of the newest message that names one; else that of the session event that began the conversation.
     pub agent_id: Option<String>,
+    /// The model, by the same rule; at most its first 256 characters.
+    pub model_name: Option<String>,
     /// How many messages it has.
     pub message_count: i64,
     /// Those of role `user`.
@@ -77,6 +69,8 @@ pub struct ConversationStats {
     /// Average time from a user message to the assistant message that directly follows it, in seconds; without pairs whose
     /// times are estimated.
     pub avg_response_seconds: Option<f64>,
+    /// How many such pairs there are.
+    pub responses: i64,
     /// The user's satisfaction, 1 to 5.
     pub satisfaction: Option<i16>,
     /// Tokens of the prompts, as the providers counted them; `None` if no message says so.
@@ -96,8 +90,8 @@ pub struct ConversationStats {
 }
 
 from_row! { ConversationStats:
-    agent_id, message_count, user_messages, assistant_messages, total_tokens, duration_seconds,
-    avg_response_seconds, satisfaction, input_tokens, output_tokens, cache_read_tokens,
+    agent_id, model_name, message_count, user_messages, assistant_messages, total_tokens,
+    duration_seconds, avg_response_seconds, responses, satisfaction, input_tokens, output_tokens, cache_read_tokens,
     cache_write_tokens, reasoning_tokens, computed_from, computed_at
 }
 
@@ -158,14 +152,12 @@ impl Database {
     /// Days whose statistics are out of date, without those in `except`, in key order; at most `limit`.
     pub async fn stale_days(&self, limit: u32, except: &[DayKey]) -> Result<Vec<StaleDay>> {
         let query = sqlx::query(
-            "SELECT tenant_id, agent_id, day, xmin::text AS version FROM daily_stats
-             WHERE dirty AND (tenant_id, agent_id, day)
-                   NOT IN (SELECT * FROM unnest($1::text[], $2::text[], $3::date[]))
-             ORDER BY tenant_id, agent_id, day LIMIT $4",
+            "SELECT tenant_id, agent_id, model_name, day, xmin::text AS version FROM daily_stats
+             WHERE dirty AND (tenant_id, agent_id, model_name, day)
+                   NOT IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::date[]))
+             ORDER BY tenant_id, agent_id, model_name, day LIMIT $5",
         )
-        .bind(except.iter().map(|it| it.tenant_id.as_str()).collect::<Vec<_>>())
-        .bind(except.iter().map(|it| it.agent_id.as_str()).collect::<Vec<_>>())
-        .bind(except.iter().map(|it| it.day).collect::<Vec<_>>())
+        .bind_days(except)
         .bind(i64::from(limit));
         self.rows(query).await?.iter().map(stale_day).collect()
     }
@@ -173,21 +165,17 @@ impl Database {
     /// This day, if its statistics are out of date.
     pub async fn stale_day(&self, key: &DayKey) -> Result<Option<StaleDay>> {
         let query = sqlx::query(
-            "SELECT tenant_id, agent_id, day, xmin::text AS version FROM daily_stats
-             WHERE tenant_id = $1 AND agent_id = $2 AND day = $3 AND dirty",
+            "SELECT tenant_id, agent_id, model_name, day, xmin::text AS version FROM daily_stats
+             WHERE tenant_id = $1 AND agent_id = $2 AND model_name = $3 AND day = $4 AND dirty",
         )
-        .bind(&key.tenant_id)
-        .bind(&key.agent_id)
-        .bind(key.day);
+        .bind_day(key);
         self.rows(query).await?.first().map(stale_day).transpose()
     }
 
     /// Recomputes a day.
     pub async fn refresh_day(&self, stale: &StaleDay) -> Result<DayRefresh> {
         let query = sqlx::query(AssertSqlSafe(COMPUTE_DAY.as_str()))
-            .bind(&stale.key.tenant_id)
-            .bind(&stale.key.agent_id)
-            .bind(stale.key.day)
+            .bind_day(&stale.key)
             .bind(&stale.version);
         let written = self.rows(query).await?;
         Ok(match written.first().map(|row| row.try_get("dirty")).transpose()? {
@@ -235,13 +223,14 @@ macro_rules! reported {
 }
 
 /// The statistics of the conversations in `chosen`, from their messages. Conversations without messages have
-/// none.
+/// none. Agent and model are those of the conversation's row: its close takes each from the newest message that names
+/// one. The model is cut, so that the key of a day fits into an index, whatever a sender calls a model.
 pub(crate) const COMPUTED: &str = concat!("
-    SELECT c.tenant_id, c.id AS conversation_id, c.agent_id, m.messages AS message_count,
+    SELECT c.tenant_id, c.id AS conversation_id, c.agent_id, left(c.model_name, 256) AS model_name, m.messages AS message_count,
            m.of_users AS user_messages, m.of_assistants AS assistant_messages,
            coalesce(c.total_tokens, 0) AS total_tokens,
            extract(epoch FROM m.last - m.first)::float8 AS duration_seconds,
-           m.response_seconds AS avg_response_seconds, c.satisfaction,
+           m.response_seconds AS avg_response_seconds, m.responses, c.satisfaction,
            c.finalised_at AS computed_from, (m.first AT TIME ZONE 'UTC')::date AS day,
            m.input_tokens, m.output_tokens, m.cache_read_tokens, m.cache_write_tokens, m.reasoning_tokens
     FROM chosen c
@@ -249,15 +238,15 @@ pub(crate) const COMPUTED: &str = concat!("
         SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
                count(*) FILTER (WHERE role = 'user') AS of_users,
                count(*) FILTER (WHERE role = 'assistant') AS of_assistants,
-               avg(extract(epoch FROM created_at - previous_at)::float8)
-                   FILTER (WHERE role = 'assistant' AND previous_role = 'user'
-                                 AND time_estimated IS NULL AND previous_estimated IS NULL) AS response_seconds,
+               avg(response_seconds) AS response_seconds, count(response_seconds) AS responses,
                ", reported!("input_tokens"), ", ", reported!("output_tokens"), ", ",
                reported!("cache_read_tokens"), ", ", reported!("cache_write_tokens"), ", ",
                reported!("reasoning_tokens"), "
-        FROM (SELECT role, created_at, usage, time_estimated, lag(role) OVER in_order AS previous_role,
-                     lag(created_at) OVER in_order AS previous_at,
-                     lag(time_estimated) OVER in_order AS previous_estimated
+        FROM (SELECT role, created_at, usage,
+                     CASE WHEN role = 'assistant' AND lag(role) OVER in_order = 'user'
+                               AND time_estimated IS NULL AND lag(time_estimated) OVER in_order IS NULL
+                          THEN extract(epoch FROM created_at - lag(created_at) OVER in_order)::float8
+                     END AS response_seconds
               FROM message_rows
               WHERE conversation = c.number AND created_at IS NOT NULL
               WINDOW in_order AS (ORDER BY created_at, id)) AS listed
@@ -274,11 +263,15 @@ macro_rules! summed {
 /// The days in `chosen`, from the statistics of their conversations.
 pub(crate) const COMPUTED_DAYS: &str = concat!(
     "
-    SELECT k.tenant_id, k.agent_id, k.day, count(s.conversation_id) AS conversations,
+    SELECT k.tenant_id, k.agent_id, k.model_name, k.day, count(s.conversation_id) AS conversations,
            coalesce(sum(s.message_count), 0)::bigint AS messages,
            coalesce(sum(s.total_tokens), 0)::bigint AS tokens,
            avg(s.duration_seconds) AS avg_duration_seconds,
+           sum(s.avg_response_seconds * s.responses) / nullif(sum(s.responses), 0)::float8
+               AS avg_response_seconds,
+           coalesce(sum(s.responses), 0)::bigint AS responses,
            avg(s.satisfaction)::float8 AS avg_satisfaction,
+           count(s.satisfaction) AS ratings,
            ",
     summed!("input_tokens"),
     ", ",
@@ -292,8 +285,9 @@ pub(crate) const COMPUTED_DAYS: &str = concat!(
     "
     FROM chosen k
     LEFT JOIN conversation_stats s
-           ON s.tenant_id = k.tenant_id AND s.day = k.day AND coalesce(s.agent_id, '') = k.agent_id
-    GROUP BY k.tenant_id, k.agent_id, k.day"
+           ON s.tenant_id = k.tenant_id AND s.day = k.day
+              AND coalesce(s.agent_id, '') = k.agent_id AND coalesce(s.model_name, '') = k.model_name
+    GROUP BY k.tenant_id, k.agent_id, k.model_name, k.day"
 );
 
 /// Computes the statistics of conversations, then locks those that did not change meanwhile and writes them. Marks as
@@ -313,37 +307,39 @@ static COMPUTE: LazyLock<String> = LazyLock::new(|| {
              WHERE c.xmin::text = k.version AND c.status = 'archived'
              FOR NO KEY UPDATE OF c SKIP LOCKED),
          written AS (
-             INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, message_count,
-                 user_messages, assistant_messages, total_tokens, duration_seconds,
-                 avg_response_seconds, satisfaction, computed_from, day, input_tokens, output_tokens,
+             INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, model_name,
+                 message_count, user_messages, assistant_messages, total_tokens, duration_seconds,
+                 avg_response_seconds, responses, satisfaction, computed_from, day, input_tokens, output_tokens,
                  cache_read_tokens, cache_write_tokens, reasoning_tokens, computed_at)
              SELECT n.*, clock_timestamp()
              FROM computed n JOIN mine c ON c.tenant_id = n.tenant_id AND c.id = n.conversation_id
              ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET
-                 agent_id = excluded.agent_id, message_count = excluded.message_count,
+                 agent_id = excluded.agent_id, model_name = excluded.model_name,
+                 message_count = excluded.message_count,
                  user_messages = excluded.user_messages,
                  assistant_messages = excluded.assistant_messages,
                  total_tokens = excluded.total_tokens, duration_seconds = excluded.duration_seconds,
                  avg_response_seconds = excluded.avg_response_seconds,
+                 responses = excluded.responses,
                  satisfaction = excluded.satisfaction, computed_from = excluded.computed_from,
                  computed_at = excluded.computed_at, day = excluded.day,
                  input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
                  cache_read_tokens = excluded.cache_read_tokens,
                  cache_write_tokens = excluded.cache_write_tokens,
                  reasoning_tokens = excluded.reasoning_tokens
-             RETURNING tenant_id, agent_id, day),
+             RETURNING tenant_id, agent_id, model_name, day),
          -- A conversation whose last message was deleted has none.
          removed AS (
              DELETE FROM conversation_stats s USING mine c
              WHERE c.conversation_id IS NULL AND s.tenant_id = c.tenant_id AND s.conversation_id = c.id),
          dirty_days AS (
-             INSERT INTO daily_stats (tenant_id, agent_id, day)
-             SELECT tenant_id, coalesce(agent_id, ''), day FROM written
+             INSERT INTO daily_stats (tenant_id, agent_id, model_name, day)
+             SELECT tenant_id, coalesce(agent_id, ''), coalesce(model_name, ''), day FROM written
              UNION
-             SELECT s.tenant_id, coalesce(s.agent_id, ''), s.day FROM mine c
+             SELECT s.tenant_id, coalesce(s.agent_id, ''), coalesce(s.model_name, ''), s.day FROM mine c
              JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
-             ORDER BY 1, 2, 3
-             ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true)
+             ORDER BY 1, 2, 3, 4
+             ON CONFLICT (tenant_id, agent_id, model_name, day) DO UPDATE SET dirty = true)
          UPDATE conversations c SET stats_from = c.finalised_at
          FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
          RETURNING c.tenant_id, c.id"
@@ -353,23 +349,27 @@ static COMPUTE: LazyLock<String> = LazyLock::new(|| {
 /// Computes the statistics of a day, then locks and writes them. If the day's row changed meanwhile, it stays dirty.
 static COMPUTE_DAY: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "WITH chosen AS (SELECT $1::text AS tenant_id, $2::text AS agent_id, $3::date AS day),
+        "WITH chosen AS (
+             SELECT $1::text AS tenant_id, $2::text AS agent_id, $3::text AS model_name, $4::date AS day),
          computed AS MATERIALIZED ({COMPUTED_DAYS}),
          mine AS MATERIALIZED (
-             SELECT t.*, d.xmin::text <> $4 AS changed
+             SELECT t.*, d.xmin::text <> $5 AS changed
              FROM computed t
-             JOIN daily_stats d
-                  ON d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day
+             JOIN daily_stats d ON d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id
+                                   AND d.model_name = t.model_name AND d.day = t.day
              FOR NO KEY UPDATE OF d SKIP LOCKED)
          UPDATE daily_stats d SET
              conversations = t.conversations, messages = t.messages, tokens = t.tokens,
-             avg_duration_seconds = t.avg_duration_seconds, avg_satisfaction = t.avg_satisfaction,
+             avg_duration_seconds = t.avg_duration_seconds,
+             avg_response_seconds = t.avg_response_seconds, responses = t.responses,
+             avg_satisfaction = t.avg_satisfaction, ratings = t.ratings,
              input_tokens = t.input_tokens, output_tokens = t.output_tokens,
              cache_read_tokens = t.cache_read_tokens, cache_write_tokens = t.cache_write_tokens,
              reasoning_tokens = t.reasoning_tokens,
              dirty = t.changed
          FROM mine t
-         WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day
+         WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id
+           AND d.model_name = t.model_name AND d.day = t.day
          RETURNING d.dirty"
     )
 });

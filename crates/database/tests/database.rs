@@ -420,6 +420,35 @@ async fn a_plan_that_was_made_while_the_tables_were_empty_finds_deleted_messages
 }
 
 #[tokio::test]
+async fn a_dashboard_reads_days_of_a_tenant_or_an_agent_by_an_index_of_their_own() {
+    let (env, _) = migrated().await;
+    let of_tenant = "tenant_id = 't' AND day BETWEEN '2026-11-01' AND '2026-11-30'";
+    let of_agent = &format!("{of_tenant} AND agent_id = 'a'");
+    let of_model = &format!("{of_tenant} AND model_name = 'm'");
+    let fill = "INSERT INTO daily_stats (tenant_id, agent_id, model_name, day)
+                SELECT 't', 'a' || agent, 'm' || model, date '2026-01-01' + day
+                FROM generate_series(1, 20) AS agent, generate_series(1, 5) AS model,
+                     generate_series(1, 365) AS day";
+    let plan = async |condition: &str| {
+        let explain = format!("EXPLAIN SELECT * FROM daily_stats WHERE {condition}");
+        env.psql(&explain).await.unwrap()
+    };
+    for step in ["SELECT 1", fill, "ANALYZE daily_stats"] {
+        env.psql(step).await.unwrap();
+        for (condition, index) in [
+            (of_tenant, "daily_stats_by_day"),
+            (of_agent, "daily_stats_by_agent_and_day"),
+            (of_model, "daily_stats_by_day"),
+        ] {
+            let plan = plan(condition).await;
+            // The days bound the part of the index that is read.
+            let bounds = plan.lines().find(|it| it.contains("Index Cond")).unwrap_or_default();
+            assert!(plan.contains(index) && bounds.contains("day >="), "after {step}: {plan}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn connections_that_the_server_ended_cost_one_failure() {
     let (env, database) = migrated().await;
     let at_once = async || {

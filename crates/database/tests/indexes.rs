@@ -24,6 +24,8 @@ fn longest(table: &str, column: &str) -> usize {
             "tenant_id" | "conversation_id" | "session_id" | "message_id" | "agent_id" | "subject"
             | "profile",
         ) => MAX_ID_BYTES,
+        // Statistics have the first 256 characters of it.
+        ("conversation_stats" | "daily_stats", "model_name") => 256 * 4,
         // This version writes no bot state.
         ("bot_states", "key") => MAX_ID_BYTES,
         _ => panic!("how long may {table}.{column} be? an index needs a limit"),

@@ -395,7 +395,7 @@ async fn a_day_that_is_wrong_or_missing_is_found_and_recomputed() {
     let [finding] = &found[..] else { panic!("{found:?}") };
     assert_eq!(
         (finding.kind, finding.id.as_deref()),
-        (Kind::DayDiffers, Some("2026-11-20 (no agent)"))
+        (Kind::DayDiffers, Some("2026-11-20 (no agent) (no model)"))
     );
     assert!(finding.detail.contains("messages is 99, should be 5"), "{finding:?}");
     world.fleet().await;
@@ -407,6 +407,66 @@ async fn a_day_that_is_wrong_or_missing_is_found_and_recomputed() {
     assert_eq!(details, [(Kind::StatisticsDiffer, "no row of its day in daily_stats"); 2]);
     world.fleet().await;
     world.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_wrong_response_time_is_found_and_recomputed() {
+    let world = World::new().await;
+    let at = |id: &str, role: &str, second: u8| {
+        let time = format!("2026-11-20T10:00:0{second}Z");
+        let fields = json!({
+            "role": role, "timestamp": time, "agent_id": "ada", "model_name": "gpt-5",
+        });
+        to_save("s", id, &fields)
+    };
+    world.replica.save(&[at("m1", "user", 1), at("m2", "assistant", 5)]).await;
+    world.sql("UPDATE conversations SET close_requested_at = now()").await;
+    world.fleet().await;
+    for (damage, kind, detail) in [
+        (
+            "UPDATE daily_stats SET avg_response_seconds = 9",
+            Kind::DayDiffers,
+            "avg_response_seconds is 9, should be 4",
+        ),
+        ("UPDATE daily_stats SET responses = 9", Kind::DayDiffers, "responses is 9, should be 1"),
+        ("UPDATE daily_stats SET ratings = 9", Kind::DayDiffers, "ratings is 9, should be 0"),
+        (
+            "UPDATE conversation_stats SET responses = 2",
+            Kind::StatisticsDiffer,
+            "responses is 2, should be 1",
+        ),
+    ] {
+        world.sql(damage).await;
+        let found = world.repaired(&STORED).await;
+        let finding = found.iter().find(|it| it.kind == kind).unwrap();
+        assert!(finding.detail.contains(detail), "{finding:?}");
+        if kind == Kind::DayDiffers {
+            assert_eq!(finding.id.as_deref(), Some("2026-11-20 ada gpt-5"));
+        }
+        world.fleet().await;
+        world.is_clean().await;
+    }
+    let times = "SELECT s.avg_response_seconds, d.avg_response_seconds
+                 FROM conversation_stats s, daily_stats d";
+    assert_eq!(world.sql(times).await, "4|4");
+}
+
+#[tokio::test]
+async fn the_row_of_a_model_that_is_missing_is_found_although_its_agent_has_others() {
+    let world = World::new().await;
+    for (session, model) in [("s", "gpt-5"), ("t", "claude")] {
+        let fields = json!({"agent_id": "ada", "model_name": model});
+        world.replica.save(&[to_save(session, "m1", &fields)]).await;
+    }
+    world.sql("UPDATE conversations SET close_requested_at = now()").await;
+    world.fleet().await;
+    world.sql("DELETE FROM daily_stats WHERE model_name = 'gpt-5'").await;
+    let found = world.repaired(&STORED).await;
+    let finding = one(&found, Kind::StatisticsDiffer, "s");
+    assert_eq!(finding.detail, "no row of its day in daily_stats");
+    world.fleet().await;
+    world.is_clean().await;
+    assert_eq!(world.sql("SELECT count(*) FROM daily_stats").await, "2");
 }
 
 #[tokio::test]
@@ -573,14 +633,14 @@ async fn days_are_not_verified_if_it_is_unknown_which_were_due() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_overdue_is_reported_although_a_later_page_cannot_be_read() {
     let world = World { overdue_after: Duration::ZERO, ..World::new().await };
-    let days = "INSERT INTO daily_stats (tenant_id, agent_id, day)
-                SELECT 'acme', '', date '2026-01-01' + n FROM generate_series(1, 150) AS n";
+    let days = "INSERT INTO daily_stats (tenant_id, agent_id, model_name, day)
+                SELECT 'acme', '', '', date '2026-01-01' + n FROM generate_series(1, 150) AS n";
     world.sql(days).await;
     // The tokens of the last day exceed the range of their column.
     let overflow = "INSERT INTO conversation_stats (tenant_id, conversation_id, message_count,
                         user_messages, assistant_messages, total_tokens, duration_seconds,
-                        computed_from, computed_at, day)
-                    SELECT 'acme', n::text, 1, 1, 1, 9223372036854775807, 1, now(), now(),
+                        responses, computed_from, computed_at, day)
+                    SELECT 'acme', n::text, 1, 1, 1, 9223372036854775807, 1, 0, now(), now(),
                            date '2026-01-01' + 150 FROM generate_series(1, 2) AS n";
     let all_read = |it: VerifyProgress<'_>| matches!(it, VerifyProgress::Checked(150));
     let (found, ended) = run_with(&world, &[Section::Days], all_read, overflow).await;

@@ -102,7 +102,7 @@ catalogue! {
         SlowWork { work: SlowWork, outcome: SlowOutcome } = "verbatim_slow_work_total" in "attempts";
         /// Conversations whose statistics were computed.
         StatisticsRecomputed = "verbatim_statistics_recomputed_total" in "conversations";
-        /// Daily statistics that were recomputed: one bucket is a tenant's agent and day.
+        /// Daily statistics that were recomputed: one bucket is a tenant's agent, model and day.
         DailyBucketsRecomputed = "verbatim_daily_buckets_recomputed_total" in "buckets";
         /// Dead letters stored by the dead-letter collector. One that arrives again, because its message was
         /// redelivered, counts each time. So the sum may be larger than the number of rows.

@@ -555,7 +555,7 @@ const STATE_QUERIES: [&str; 8] = [
     "SELECT tenant_id, conversation_id, action_type, session_id, created_at, reason FROM session_events",
     "SELECT tenant_id, conversation_id, message_count, user_messages, total_tokens,
          duration_seconds FROM conversation_stats",
-    "SELECT tenant_id, agent_id, day, conversations, messages, tokens FROM daily_stats",
+    "SELECT tenant_id, agent_id, model_name, day, conversations, messages, tokens FROM daily_stats",
     "SELECT queue, reason, field, error, message_id, status, attempts, replay_count FROM dead_letters",
 ];
 

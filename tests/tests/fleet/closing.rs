@@ -48,10 +48,10 @@ async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_it
         .await;
     scenario
         .until_sql(
-            "SELECT concat_ws('|', agent_id, day, conversations, messages, tokens > 0,
-                    avg_duration_seconds, avg_satisfaction, dirty)
+            "SELECT concat_ws('|', agent_id, model_name, day, conversations, messages, tokens > 0,
+                    avg_duration_seconds, avg_response_seconds, responses, avg_satisfaction, ratings, dirty)
              FROM daily_stats WHERE tenant_id = 'whole'",
-            "ada|2026-11-20|1|4|t|14|5|f",
+            "ada|gpt-4o|2026-11-20|1|4|t|14|3|2|5|1|f",
         )
         .await;
     let events = rabbit.bodies("events-of-whole", 1).await;

@@ -121,7 +121,7 @@ impl Database {
                     s.day IS NOT NULL AND NOT EXISTS (
                         SELECT FROM daily_stats d
                         WHERE d.tenant_id = s.tenant_id AND d.agent_id = coalesce(s.agent_id, '')
-                          AND d.day = s.day) AS without_day
+                          AND d.model_name = coalesce(s.model_name, '') AND d.day = s.day) AS without_day
              FROM chosen c
              CROSS JOIN LATERAL (
                  SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,

@@ -10,8 +10,8 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::integrity::OrphanedStatistics;
+use crate::day_key::{BindDays as _, DayKey};
 use crate::epoch::{OpenSaves, change_generations};
-use crate::statistics::DayKey;
 use crate::{Database, Result};
 
 /// A repair. It cannot be cloned: its new generation must be used only once, because a hot copy may be loaded
@@ -73,14 +73,16 @@ impl Repair {
         }
     }
 
-    /// The tenant, and the conversation or the day.
+    /// The tenant, and the conversation or the day with its agent and model.
     fn subject(&self) -> (&str, String) {
         match self {
             Self::InvalidateCopy(key, _)
             | Self::DropCopy(key)
             | Self::CloseAgain(key)
             | Self::Statistics(key) => (key.tenant.as_str(), key.conversation.to_string()),
-            Self::Day(day) => (&day.tenant_id, format!("{} {}", day.day, day.agent_id)),
+            Self::Day(DayKey { tenant_id, agent_id, model_name, day }) => {
+                (tenant_id, format!("{day} {agent_id} {model_name}"))
+            }
             Self::DropStatistics(key) => (&key.tenant_id, key.conversation_id.clone()),
         }
     }
@@ -116,21 +118,19 @@ async fn apply(connection: &mut PgConnection, repair: &Repair) -> Result<bool> {
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str()),
         Repair::Day(key) => sqlx::query(
-            "INSERT INTO daily_stats (tenant_id, agent_id, day) VALUES ($1, $2, $3)
-             ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true",
+            "INSERT INTO daily_stats (tenant_id, agent_id, model_name, day) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (tenant_id, agent_id, model_name, day) DO UPDATE SET dirty = true",
         )
-        .bind(&key.tenant_id)
-        .bind(&key.agent_id)
-        .bind(key.day),
+        .bind_day(key),
         Repair::DropStatistics(key) => sqlx::query(
             "WITH deleted AS (
                  DELETE FROM conversation_stats s
                  WHERE s.tenant_id = $1 AND s.conversation_id = $2
                    AND NOT EXISTS (SELECT FROM conversations c
                                    WHERE c.tenant_id = s.tenant_id AND c.id = s.conversation_id)
-                 RETURNING s.tenant_id, coalesce(s.agent_id, '') AS agent_id, s.day)
-             INSERT INTO daily_stats (tenant_id, agent_id, day) SELECT * FROM deleted
-             ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true",
+                 RETURNING s.tenant_id, coalesce(s.agent_id, ''), coalesce(s.model_name, ''), s.day)
+             INSERT INTO daily_stats (tenant_id, agent_id, model_name, day) SELECT * FROM deleted
+             ON CONFLICT (tenant_id, agent_id, model_name, day) DO UPDATE SET dirty = true",
         )
         .bind(&key.tenant_id)
         .bind(&key.conversation_id),

@@ -13,7 +13,7 @@ pub struct Finding {
     pub tenant_id: Option<String>,
     /// The conversation, if it concerns one.
     pub conversation_id: Option<String>,
-    /// The message, the day with its agent, or the queue.
+    /// The message, the day with its agent and model, or the queue.
     pub id: Option<String>,
     /// What is wrong, as text; never the content of a message.
     pub detail: String,

@@ -173,15 +173,16 @@ impl Run<'_> {
     }
 
     async fn report_day(&mut self, kind: Kind, check: &DayCheck) {
-        let DayKey { tenant_id, agent_id, day } = &check.key;
+        let DayKey { tenant_id, agent_id, model_name, day } = &check.key;
         let detail = match kind {
             Kind::DayOverdue => "marked dirty, not recomputed yet".to_owned(),
             _ => describe(&check.differences),
         };
         let agent = if agent_id.is_empty() { "(no agent)" } else { agent_id };
+        let model = if model_name.is_empty() { "(no model)" } else { model_name };
         let finding = Finding {
             tenant_id: Some(tenant_id.clone()),
-            ..Finding::about(kind, Some(format!("{day} {agent}")), detail)
+            ..Finding::about(kind, Some(format!("{day} {agent} {model}")), detail)
         };
         let repair = (kind == Kind::DayDiffers).then(|| Repair::Day(check.key.clone()));
         self.found(finding, repair).await;

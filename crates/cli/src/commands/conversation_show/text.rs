@@ -267,12 +267,14 @@ mod tests {
     fn statistics() -> ConversationStats {
         ConversationStats {
             agent_id: Some("agent_xyz".to_owned()),
+            model_name: Some("gpt-4o".to_owned()),
             message_count: 4,
             user_messages: 1,
             assistant_messages: 2,
             total_tokens: 12_345,
             duration_seconds: 300.0,
             avg_response_seconds: Some(1.25),
+            responses: 1,
             satisfaction: Some(5),
             input_tokens: Some(812),
             output_tokens: Some(45),
