@@ -14,6 +14,7 @@ mod audit;
 mod close;
 mod connect;
 mod connection_settings;
+mod conversation_pages;
 mod conversations;
 mod day_key;
 mod dead_letters;
@@ -43,7 +44,9 @@ mod statistics;
 mod sync;
 mod tenant_signature;
 mod tombstones;
+mod totals;
 mod trace;
+mod transcript_pages;
 mod verify;
 mod write_check;
 mod writers;
@@ -55,6 +58,9 @@ pub use audit::{Actor, AuditEntry};
 pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::Database;
 pub use connection_settings::{Limits, Settings};
+pub use conversation_pages::{
+    ConversationPage, ConversationSummary, PageFilter, PagePosition, WALK,
+};
 pub use conversations::{ConversationFilter, ConversationView};
 pub use day_key::DayKey;
 pub use dead_letters::{
@@ -77,7 +83,9 @@ pub use sessions::SessionView;
 pub use statistics::{ConversationStats, DayRefresh, StaleConversation, StaleDay};
 pub use sync::{ListToSync, SyncRefusal, Synced, SyncedBatch, SyncedList};
 pub use tenant_signature::{TenantKey, secret_hash};
+pub use totals::{COUNTED_ACTIVE, GroupedTotals, Totals, TotalsRequest};
 pub use trace::{ConversationTrace, MessageTrace};
+pub use transcript_pages::{PagedMessage, ReadingOrder, TranscriptPage, TranscriptRequest};
 pub use verify::{
     ConversationCheck, DayCheck, Difference, Differences, OrphanedRows, OrphanedStatistics, Repair,
     Scope,

@@ -52,9 +52,9 @@ impl Archive {
              SELECT number, now(), now(), 'm', 'user', 'of {tenant}', '' FROM conversations WHERE tenant_id = '{tenant}';
              INSERT INTO message_tokens SELECT number, 'm', 1 FROM conversations WHERE tenant_id = '{tenant}';
              INSERT INTO conversation_stats (tenant_id, conversation_id, message_count, user_messages, assistant_messages,
-                                             total_tokens, duration_seconds, computed_from, computed_at, day)
-             VALUES ('{tenant}', 'c', 1, 1, 0, 1, 0, now(), now(), '2026-01-01');
-             INSERT INTO daily_stats (tenant_id, agent_id, day) VALUES ('{tenant}', 'a', '2026-01-01');
+                                             total_tokens, duration_seconds, responses, computed_from, computed_at, day)
+             VALUES ('{tenant}', 'c', 1, 1, 0, 1, 0, 0, now(), now(), '2026-01-01');
+             INSERT INTO daily_stats (tenant_id, agent_id, model_name, day) VALUES ('{tenant}', 'a', 'm', '2026-01-01');
              INSERT INTO dead_letters (id, queue, reason, error, tenant_id, routing_key, exchange, body, properties, headers,
                                        attempts, replay_count, first_failed_at, last_failed_at)
              VALUES (gen_random_uuid(), 'q', 'schema', 'e', '{tenant}', 'r', '', '', '{{}}', '{{}}', 1, 0, now(), now())"

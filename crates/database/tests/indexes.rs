@@ -22,7 +22,7 @@ fn longest(table: &str, column: &str) -> usize {
         (
             _,
             "tenant_id" | "conversation_id" | "session_id" | "message_id" | "agent_id" | "subject"
-            | "profile",
+            | "profile" | "user_id",
         ) => MAX_ID_BYTES,
         // Statistics have the first 256 characters of it.
         ("conversation_stats" | "daily_stats", "model_name") => 256 * 4,
