@@ -17,6 +17,7 @@
 
 mod agent;
 mod agent_action;
+mod api_server;
 pub mod chaos;
 mod counts;
 mod dead_letter;
@@ -29,6 +30,7 @@ mod server_set;
 
 pub use agent::Agent;
 pub use agent_action::{AgentAction, AsAction, SentIdentity};
+pub use api_server::ApiServer;
 pub use counts::Counts;
 pub use dead_letter::{anonymous, as_dead_letter, as_dead_letter_for};
 pub use fixtures::{LIMIT, at, closed, deleted, feedback, key_of, message, opened};

@@ -1,6 +1,6 @@
 //! The servers of one test, set up as by `verbatim setup`, and the processes started on them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -225,6 +225,12 @@ impl Scenario {
     /// From now on the statements of the test run on this PostgreSQL, a promoted standby of the private one.
     pub fn promoted(&mut self, standby: Server) {
         self.promoted = Some(standby);
+    }
+
+    /// A directory for files of the test, with the logs of its processes.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.fleet.dir()
     }
 
     /// Applies the schema migrations.

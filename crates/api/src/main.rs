@@ -1,3 +1,89 @@
-//! `conversation-api`: reads, statistics and publishing over HTTP.
+//! `conversation-api`: conversations, statistics and agents over HTTP, for those who read.
+//!
+//! Every endpoint is a row of `endpoints.rs`: path, scope, parameters, answers. The router, the checks that precede a
+//! handler (`pipeline.rs`) and the OpenAPI document (`openapi.rs`) derive from these rows, so none of them can forget one.
+//!
+//! Invariants: the tenant of a request comes from its key, never from its body; a handler gets a database that sees that
+//! tenant alone; another tenant's id is answered as an id that never was.
 
-fn main() {}
+mod api;
+mod client_address;
+mod connections;
+mod cursor;
+mod documents;
+mod endpoint;
+mod endpoints;
+mod etag;
+mod openapi;
+mod parameters;
+mod pipeline;
+mod problem;
+mod rates;
+mod settings;
+mod views;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use access::Authenticator;
+use anyhow::Context as _;
+use domain::causes::with_causes;
+use domain::fleet;
+use service::Service;
+use stores::ApiDatabaseServer;
+use tokio::net::TcpListener;
+
+use crate::api::Api;
+use crate::settings::Settings;
+
+fn main() -> ExitCode {
+    service::run(fleet::CONVERSATION_API, build)
+}
+
+async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
+    // Bound first: a taken address is told before anything waits for a server.
+    let listener = TcpListener::bind(settings.api_listen).await.with_context(|| {
+        format!("cannot listen on {} (VERBATIM_API_LISTEN)", settings.api_listen)
+    })?;
+    let server = ApiDatabaseServer::of_service(&service, &settings.access, settings.database())?;
+    server.watch(&service);
+    server.wait_until_verified().await?;
+    let authenticator = Arc::new(Authenticator::new(
+        server.database.clone(),
+        service.clock().clone(),
+        settings.authenticator(),
+    ));
+    refresh_keys(&service, &authenticator);
+    let address = listener.local_addr()?;
+    let api = Arc::new(Api::new(&service, settings, server, authenticator));
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            "the API listens on {address} without TLS: put a proxy with TLS before it, or set VERBATIM_API_LISTEN to a \
+             loopback address"
+        );
+    }
+    tracing::info!(%address, "serving the API on http://{address}");
+    connections::serve(&service, listener, api);
+    Ok(())
+}
+
+/// Confirms the remembered keys, until the process stops.
+fn refresh_keys(service: &Service, authenticator: &Arc<Authenticator>) {
+    let authenticator = Arc::clone(authenticator);
+    service.support("keys", move |stopping| {
+        let authenticator = Arc::clone(&authenticator);
+        async move {
+            let refresh = async {
+                loop {
+                    if let Err(error) = authenticator.refresh().await {
+                        let error = with_causes(&error);
+                        tracing::warn!(error, "API keys could not be confirmed; keys confirmed before go on for VERBATIM_AUTH_GRACE");
+                    }
+                    tokio::time::sleep(Authenticator::REFRESH_EVERY).await;
+                }
+            };
+            stopping.run_until_cancelled(refresh).await;
+            Ok(())
+        }
+    });
+}

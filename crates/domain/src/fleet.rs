@@ -164,6 +164,13 @@ workers! {
         "Stores dead letters, reroutes unroutable actions, exports gauges of queues and tables";
 }
 
+/// Reads conversations over HTTP. It consumes no queue.
+pub const CONVERSATION_API: Process = Process {
+    name: "conversation-api",
+    about: "Serves conversations and statistics over HTTP",
+    consumes: &[],
+};
+
 /// The command-line tool.
 pub const VERBATIM: Process = Process {
     name: "verbatim",
@@ -171,10 +178,16 @@ pub const VERBATIM: Process = Process {
     consumes: &[],
 };
 
-/// Every process: the workers and the command-line tool.
+/// Every process: the workers, the API and the command-line tool.
 #[must_use]
 pub fn processes() -> Vec<Process> {
-    [WORKERS.as_slice(), &[VERBATIM]].concat()
+    [WORKERS.as_slice(), &[CONVERSATION_API, VERBATIM]].concat()
+}
+
+/// Every process that runs until it is stopped: the workers and the API.
+#[must_use]
+pub fn services() -> Vec<Process> {
+    [WORKERS.as_slice(), &[CONVERSATION_API]].concat()
 }
 
 /// The worker that consumes this; `None` if this version has none.

@@ -10,8 +10,9 @@ use domain::failure::{DeadLetterReason, Dependency};
 use crate::definition::{Definition, catalogue};
 use crate::labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
-    GenerationChange, HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause,
-    RetryClass, SessionEventKind, SlowOutcome, SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
+    GenerationChange, HotLoad, HotRead, HttpStatus, PublishOutcome, QueueState, RefusedCredential,
+    ReplyOutcome, RerouteCause, RetryClass, SessionEventKind, SlowOutcome, SlowWork, SyncAlignment,
+    TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms; lock waits and slow disks show from 0.5 s; the timeouts of the
@@ -116,6 +117,11 @@ catalogue! {
         RequestsExpired = "verbatim_requests_expired_total" in "requests";
         /// Panics of handlers that the consumer caught; the messages at fault are retried.
         HandlerPanics { queue: &'static str } = "verbatim_handler_panics_total" in "panics";
+        /// Requests of the conversation-api, by endpoint and by how they were answered.
+        HttpRequests { endpoint: &'static str, status: HttpStatus } = "verbatim_http_requests_total" in "requests";
+        /// Requests of the conversation-api without a valid key, by what is wrong with it.
+        RefusedCredentials { reason: RefusedCredential }
+            = "verbatim_refused_credentials_total" in "requests";
         /// Panics in this process, caught ones included. Each is a bug.
         Panics = "verbatim_panics_total" in "panics";
         /// Supervised tasks that ended without a shutdown and were restarted, by cause.
@@ -173,6 +179,8 @@ catalogue! {
             = "verbatim_hold_seconds" in "seconds", OUTAGE_SECONDS;
         /// From a publish to RabbitMQ's confirm.
         Publish = "verbatim_publish_seconds" in "seconds", WORK_SECONDS;
+        /// From the headers of a request to the conversation-api until its answer is ready to be sent.
+        HttpRequest { endpoint: &'static str } = "verbatim_http_request_seconds" in "seconds", WORK_SECONDS;
         /// From the claim of a due conversation until its row is archived, with the waits between the steps.
         Close = "verbatim_close_seconds" in "seconds", WORK_SECONDS;
     }

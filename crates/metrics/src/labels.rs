@@ -226,6 +226,42 @@ label! {
 }
 
 label! {
+    /// How a request over HTTP was answered.
+    HttpStatus {
+        /// With what it asked for, or that the client has it already: 2xx and 3xx.
+        Succeeded = "succeeded",
+        /// It is wrong, or asks for what is not there: 4xx.
+        Invalid = "invalid",
+        /// Its key is missing, invalid, or lacks the scope: 401 and 403.
+        Refused = "refused",
+        /// Its key made too many requests: 429.
+        RateLimited = "rate_limited",
+        /// A server was unavailable, or the time limit passed: 503.
+        Unavailable = "unavailable",
+        /// It failed unexpectedly: other 5xx.
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// Why a key was refused.
+    RefusedCredential {
+        /// There is none.
+        Missing = "missing",
+        /// It is no key, or mistyped.
+        Malformed = "malformed",
+        /// No key has this id and secret.
+        Unknown = "unknown",
+        /// It was revoked.
+        Revoked = "revoked",
+        /// It has expired, or its secret was rotated.
+        Expired = "expired",
+        /// It is not accepted from the address.
+        Address = "address",
+    }
+}
+
+label! {
     /// Why a message was rerouted to its own queue.
     RerouteCause {
         /// It expired in its queue by the `expiration` that its publisher set.

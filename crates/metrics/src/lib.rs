@@ -17,7 +17,8 @@ pub use definition::{Definition, Kind, LabelDefinition};
 pub use label::Label;
 pub use labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
-    GenerationChange, HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause,
-    RetryClass, SessionEventKind, SlowOutcome, SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
+    GenerationChange, HotLoad, HotRead, HttpStatus, PublishOutcome, QueueState, RefusedCredential,
+    ReplyOutcome, RerouteCause, RetryClass, SessionEventKind, SlowOutcome, SlowWork, SyncAlignment,
+    TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;

@@ -204,7 +204,7 @@ impl Worker {
             until(format!("{} to be ready", self.name()), limit, async || {
                 match http::get(address, "/readyz").await {
                     Ok(Response { status: 200, .. }) => Ok(()),
-                    Ok(Response { status, body }) => Err(format!("status {status}: {body}")),
+                    Ok(Response { status, body, .. }) => Err(format!("status {status}: {body}")),
                     Err(error) => Err(format!("{error:#}")),
                 }
             });

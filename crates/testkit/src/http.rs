@@ -17,6 +17,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub struct Response {
     /// The status code.
     pub status: u16,
+    /// The headers, with their names in lower case.
+    pub headers: Vec<(String, String)>,
     /// The body, as text.
     pub body: String,
 }
@@ -61,5 +63,15 @@ pub async fn request(
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status =
         status.with_context(|| format!("{method} {path}: the response is not HTTP: {head:?}"))?;
-    Ok(Response { status, body: body.to_owned() })
+    let headers = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    let headers = headers.map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()));
+    Ok(Response { status, headers: headers.collect(), body: body.to_owned() })
+}
+
+impl Response {
+    /// The value of a header; the first one, if there are several.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(it, _)| it == name).map(|(_, value)| value.as_str())
+    }
 }

@@ -59,7 +59,7 @@ impl Management {
             ("content-type", "application/json".to_owned()),
         ];
         let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
-        let Response { status, body } =
+        let Response { status, body, .. } =
             http::request(address, method, path, &headers, body).await?;
         match status {
             200..300 => Ok(body),

@@ -117,7 +117,7 @@ impl Monitor {
     /// # Errors
     /// When it does not respond, or responds with an error.
     pub async fn get(&self, path: &str) -> Result<Value> {
-        let Response { status, body } = http::get(self.address, path).await?;
+        let Response { status, body, .. } = http::get(self.address, path).await?;
         if status != 200 {
             bail!("GET {path}: status {status}: {body}");
         }
@@ -160,7 +160,7 @@ impl Monitor {
             }
             match http::get(address, "/-/ready").await {
                 Ok(Response { status: 200, .. }) => Ok(Ok(())),
-                Ok(Response { status, body }) => Err(format!("status {status}: {body}")),
+                Ok(Response { status, body, .. }) => Err(format!("status {status}: {body}")),
                 Err(error) => Err(format!("{error:#}")),
             }
         });

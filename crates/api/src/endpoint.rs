@@ -1,0 +1,135 @@
+//! What an endpoint is: a row of the table in `endpoints.rs`.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use access::{Caller, Scope, TenantOfCaller};
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use database::Database;
+use domain::ids::TenantId;
+use schemars::{Schema, SchemaGenerator};
+use serde::Serialize;
+
+use crate::api::Api;
+use crate::etag::ETag;
+use crate::parameters::{Declared, Parameters};
+use crate::problem::{Kind, Problem};
+
+/// An endpoint that needs a key.
+pub(crate) struct Endpoint {
+    /// Its name in metrics, in logs and as `operationId`.
+    pub(crate) name: &'static str,
+    pub(crate) method: Method,
+    /// With parameters in braces.
+    pub(crate) path: &'static str,
+    pub(crate) scope: Scope,
+    /// One line.
+    pub(crate) summary: &'static str,
+    /// What else a caller must know.
+    pub(crate) about: &'static str,
+    pub(crate) parameters: &'static [&'static dyn Declared],
+    /// The schema of the answer.
+    pub(crate) answer: fn(&mut SchemaGenerator) -> Schema,
+    /// Whether a client may ask with `If-None-Match`.
+    pub(crate) conditional: Conditional,
+    pub(crate) handler: fn(Call) -> Answering,
+}
+
+/// Whether an answer has an ETag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Conditional {
+    Yes,
+    No,
+}
+
+/// A handler at work.
+pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<Answer, Problem>> + Send>>;
+
+/// A request that was authenticated.
+pub(crate) struct Call {
+    pub(crate) api: Arc<Api>,
+    pub(crate) endpoint: &'static Endpoint,
+    pub(crate) caller: Arc<Caller>,
+    pub(crate) parameters: Parameters,
+    pub(crate) headers: HeaderMap,
+}
+
+/// An answer that is no problem.
+pub(crate) struct Answer {
+    body: Vec<u8>,
+    etag: Option<ETag>,
+    is_known: bool,
+}
+
+impl Call {
+    /// The tenant of the request: that of the key. A request may name it; an operator's must.
+    pub(crate) fn tenant(&self) -> Result<TenantId, Problem> {
+        let named = self.parameters.raw("tenant_id");
+        match (&self.caller.tenant, named) {
+            (TenantOfCaller::One(tenant), None) => Ok(tenant.clone()),
+            (TenantOfCaller::One(tenant), Some(named)) if tenant.as_str() == named => {
+                Ok(tenant.clone())
+            }
+            // Another tenant's is answered as what never was.
+            (TenantOfCaller::One(_), Some(_)) => Err(Problem::not_found()),
+            (TenantOfCaller::Every, Some(named)) => {
+                TenantId::new(named).map_err(|_| Problem::not_found())
+            }
+            (TenantOfCaller::Every, None) => Err(Problem::new(
+                Kind::TenantRequired,
+                "the key is an operator's, for every tenant: add ?tenant_id=",
+            )),
+        }
+    }
+
+    /// The rows of this tenant.
+    pub(crate) fn database(&self, tenant: &TenantId) -> Database {
+        self.api.database.of(tenant)
+    }
+}
+
+impl Answer {
+    /// A JSON document.
+    pub(crate) fn json(value: &impl Serialize) -> Result<Self, Problem> {
+        let body = serde_json::to_vec(value).map_err(|error| {
+            let detail = "the answer could not be written as JSON";
+            Problem::new(Kind::Internal, detail).caused_by(&error)
+        })?;
+        Ok(Self { body, etag: None, is_known: false })
+    }
+
+    /// The answer with this tag; without a body if the client has it already.
+    pub(crate) fn tagged(mut self, etag: ETag, headers: &HeaderMap) -> Self {
+        self.is_known = etag.is_known(headers);
+        self.etag = Some(etag);
+        self
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.body
+    }
+
+    pub(crate) fn response(self) -> Response<Body> {
+        let mut response = match self.is_known {
+            true => Response::new(Body::empty()),
+            false => Response::new(Body::from(self.body)),
+        };
+        // What was said must not stay in shared caches; with a tag a client may keep it and ask again.
+        let caching = if self.etag.is_some() { "private, no-cache" } else { "no-store" };
+        if self.is_known {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        }
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static(caching));
+        if !self.is_known {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some(value) = self.etag.and_then(|etag| etag.value()) {
+            headers.insert(ETAG, value);
+        }
+        response
+    }
+}

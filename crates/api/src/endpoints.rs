@@ -1,0 +1,103 @@
+//! The table of all endpoints that need a key.
+
+mod agents;
+mod conversations;
+
+use access::Scope;
+use axum::http::Method;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+
+use crate::endpoint::{Conditional, Endpoint};
+use crate::parameters as p;
+use crate::views::{AgentStatsView, ConversationListView, ConversationPageView, TenantStatsView};
+
+fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+/// Every endpoint that needs a key.
+pub(crate) static ENDPOINTS: [Endpoint; 4] = [
+    Endpoint {
+        name: "tenant_stats",
+        method: Method::GET,
+        path: "/api/conversations/stats/{tenant_id}",
+        scope: Scope::Read,
+        summary: "Totals, averages and a series of days of a tenant",
+        about: "Conversations count once they are archived and their statistics are computed, on the UTC day on which they \
+                began. `active_now` counts those that go on. At most 366 days.",
+        parameters: &[&p::TENANT_ID, &p::FIRST_DAY, &p::LAST_DAY, &p::AGENT_ID, &p::MODEL],
+        answer: schema::<TenantStatsView>,
+        conditional: Conditional::No,
+        handler: |call| Box::pin(conversations::stats(call)),
+    },
+    Endpoint {
+        name: "list_conversations",
+        method: Method::GET,
+        path: "/api/conversations/list/{tenant_id}",
+        scope: Scope::Read,
+        summary: "Conversations of a tenant, newest first, in pages",
+        about: "A page may have fewer conversations than `limit`, even none, where hardly any conversation matches: it ends \
+                after looking at 10 000 of them. Go on while `next` is not null.",
+        parameters: &[
+            &p::TENANT_ID,
+            &p::STATUS,
+            &p::AGENT_ID,
+            &p::USER_ID,
+            &p::MODEL,
+            &p::FROM,
+            &p::TO,
+            &p::CONVERSATIONS,
+            &p::CURSOR,
+        ],
+        answer: schema::<ConversationListView>,
+        conditional: Conditional::No,
+        handler: |call| Box::pin(conversations::list(call)),
+    },
+    Endpoint {
+        name: "read_conversation",
+        method: Method::GET,
+        path: "/api/conversations/{conversation_id}/full",
+        scope: Scope::Read,
+        summary: "A conversation with its messages, active or archived alike, in pages",
+        about: "Every value is as it was sent. A page ends early where its messages exceed 4 MiB (VERBATIM_MAX_PAGE_BYTES). \
+                Go on while `next` is not null.",
+        parameters: &[&p::CONVERSATION_ID, &p::TENANT, &p::ORDER, &p::MESSAGES, &p::CURSOR],
+        answer: schema::<ConversationPageView>,
+        conditional: Conditional::Yes,
+        handler: |call| Box::pin(conversations::full(call)),
+    },
+    Endpoint {
+        name: "agent_stats",
+        method: Method::GET,
+        path: "/api/agents/{agent_id}/stats",
+        scope: Scope::Read,
+        summary: "Totals, averages and a series of days of an agent",
+        about: "As the statistics of a tenant, of the conversations with this agent. An agent without conversations has \
+                zeros. At most 366 days.",
+        parameters: &[&p::AGENT, &p::TENANT, &p::FIRST_DAY, &p::LAST_DAY, &p::MODEL],
+        answer: schema::<AgentStatsView>,
+        conditional: Conditional::No,
+        handler: |call| Box::pin(agents::stats(call)),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::parameters::Place;
+
+    #[test]
+    fn every_parameter_of_a_path_is_declared_and_names_are_unique() {
+        let mut names = BTreeSet::new();
+        for endpoint in &ENDPOINTS {
+            assert!(names.insert(endpoint.name), "{}", endpoint.name);
+            let in_path: Vec<&str> = endpoint.path.split(['{', '}']).skip(1).step_by(2).collect();
+            let declared = endpoint.parameters.iter().filter(|it| it.place() == Place::Path);
+            assert_eq!(declared.map(|it| it.name()).collect::<Vec<_>>(), in_path);
+            let all: BTreeSet<_> = endpoint.parameters.iter().map(|it| it.name()).collect();
+            assert_eq!(all.len(), endpoint.parameters.len(), "{}", endpoint.name);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Conversations: statistics of a tenant, lists, transcripts.
+
+use chrono::{Days, NaiveDate, Utc};
+use database::{PageFilter, PagePosition, ReadingOrder, TotalsRequest, TranscriptRequest};
+use domain::ids::{ConversationKey, MessageId};
+use domain::message::Position;
+use domain::time::Timestamp;
+
+use crate::cursor::{Belongs, Place};
+use crate::endpoint::{Answer, Call};
+use crate::etag::ETag;
+use crate::parameters::{self as p, Order};
+use crate::problem::Problem;
+use crate::views::{ConversationListView, ConversationPageView, TenantStatsView};
+
+/// The most days of a request for statistics.
+const MOST_DAYS: u64 = 366;
+/// How many days there are by default.
+const DAYS: u64 = 30;
+
+pub(crate) async fn stats(mut call: Call) -> Result<Answer, Problem> {
+    let request = totals_request(&mut call)?;
+    let tenant = call.tenant()?;
+    let database = call.database(&tenant);
+    let (totals, active) = tokio::join!(
+        database.totals_of_days(&tenant, &request),
+        database.active_conversations(&tenant)
+    );
+    Answer::json(&TenantStatsView::new(&tenant, &request, &totals?, active?))
+}
+
+/// The days, the agent and the model of a request for statistics.
+pub(crate) fn totals_request(call: &mut Call) -> Result<TotalsRequest, Problem> {
+    let today: chrono::DateTime<Utc> = call.api.clock.now().into();
+    let (from, to) =
+        (call.parameters.optional(&p::FIRST_DAY), call.parameters.optional(&p::LAST_DAY));
+    let to = to.unwrap_or_else(|| today.date_naive());
+    let from =
+        from.unwrap_or_else(|| to.checked_sub_days(Days::new(DAYS - 1)).unwrap_or(NaiveDate::MIN));
+    let agent = call.parameters.optional(&p::AGENT_ID);
+    let model = call.parameters.optional(&p::MODEL);
+    if from > to {
+        call.parameters.fault("from", "it is after `to`".to_owned());
+    } else if from.checked_add_days(Days::new(MOST_DAYS)).is_some_and(|end| to >= end) {
+        call.parameters
+            .fault("from", format!("it is {MOST_DAYS} days or more before `to`; ask for fewer"));
+    }
+    call.parameters.checked()?;
+    Ok(TotalsRequest { from, to, agent, model })
+}
+
+pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
+    let parameters = &mut call.parameters;
+    let filter = PageFilter {
+        status: parameters.optional(&p::STATUS),
+        agent: parameters.optional(&p::AGENT_ID),
+        user: parameters.optional(&p::USER_ID),
+        model: parameters.optional(&p::MODEL),
+        from: parameters.optional(&p::FROM),
+        to: parameters.optional(&p::TO),
+    };
+    let limit = parameters.optional(&p::CONVERSATIONS).unwrap_or(50);
+    let cursor = parameters.optional(&p::CURSOR);
+    parameters.checked()?;
+    let tenant = call.tenant()?;
+    let filter_text = format!("{filter:?}");
+    let belongs = Belongs { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter_text };
+    let after = match cursor {
+        None => None,
+        Some(cursor) => {
+            let place = place(&mut call, &cursor, belongs)?;
+            let position = place.at().map(|created_at| PagePosition { created_at, id: place.id });
+            Some(position.ok_or_else(Problem::not_found)?)
+        }
+    };
+    let page =
+        call.database(&tenant).conversation_page(&tenant, &filter, after.as_ref(), limit).await?;
+    let next = page.next.map(|position| {
+        Place::new(position.created_at, &position.id).cursor(&call.api.secrets, belongs)
+    });
+    Answer::json(&ConversationListView::new(&page.conversations, next))
+}
+
+pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
+    let parameters = &mut call.parameters;
+    let id = parameters.optional(&p::CONVERSATION_ID).unwrap_or_default();
+    // Only checked: `Call::tenant` reads it.
+    let _named = parameters.optional(&p::TENANT);
+    let order = parameters.optional(&p::ORDER).unwrap_or_default();
+    let limit = parameters.optional(&p::MESSAGES).unwrap_or(100);
+    let cursor = parameters.optional(&p::CURSOR);
+    parameters.checked()?;
+    let tenant = call.tenant()?;
+    let key = ConversationKey::parse(tenant.as_str(), &id).map_err(|_| Problem::not_found())?;
+    let filter = format!("{order:?} {id}");
+    let belongs = Belongs { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter };
+    let after = match &cursor {
+        None => None,
+        Some(cursor) => {
+            Some(position(&place(&mut call, cursor, belongs)?).ok_or_else(Problem::not_found)?)
+        }
+    };
+    let request = TranscriptRequest {
+        order: match order {
+            Order::Ascending => ReadingOrder::OldestFirst,
+            Order::Descending => ReadingOrder::NewestFirst,
+        },
+        after,
+        limit,
+        max_bytes: call.api.settings.max_page_bytes,
+    };
+    let page = call.database(&tenant).transcript_page(&key, &request).await?;
+    let page = page.ok_or_else(Problem::not_found)?;
+    let next = page.messages.last().filter(|_| page.has_more).map(|last| {
+        let position = last.message.position();
+        Place::new(position.created_at.into(), position.id.as_str())
+            .cursor(&call.api.secrets, belongs)
+    });
+    let answer = Answer::json(&ConversationPageView::new(&tenant, &page, next))?;
+    let etag = ETag::of(&call.api.secrets, &[tenant.as_str().as_bytes(), answer.bytes()]);
+    Ok(answer.tagged(etag, &call.headers))
+}
+
+/// The place of a cursor of this list.
+fn place(call: &mut Call, cursor: &str, belongs: Belongs<'_>) -> Result<Place, Problem> {
+    match Place::of(cursor, &call.api.secrets, belongs) {
+        Some(place) => Ok(place),
+        None => {
+            let detail =
+                "it is not `next` of a page with this tenant, filter and order; begin without it";
+            call.parameters.fault("cursor", detail.to_owned());
+            call.parameters.checked()?;
+            Err(Problem::not_found())
+        }
+    }
+}
+
+fn position(place: &Place) -> Option<Position> {
+    let created_at = Timestamp::try_from(place.at()?).ok()?;
+    Some(Position { created_at, id: MessageId::new(&place.id).ok()? })
+}

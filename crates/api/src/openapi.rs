@@ -1,0 +1,141 @@
+//! The OpenAPI 3.1 document, from the table of endpoints.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use crate::endpoint::{Conditional, Endpoint};
+use crate::endpoints::ENDPOINTS;
+use crate::parameters::{Declared, Place};
+use crate::problem::{Kind, ProblemView};
+
+/// The document, as JSON.
+pub(crate) static DOCUMENT: LazyLock<String> =
+    LazyLock::new(|| serde_json::to_string_pretty(&document()).unwrap_or_default());
+
+fn document() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.definitions_path = "/components/schemas".into();
+        settings.meta_schema = None;
+    });
+    let mut generator = settings.into_generator();
+    generator.subschema_for::<ProblemView<'_>>();
+    let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+    for endpoint in &ENDPOINTS {
+        let answer = (endpoint.answer)(&mut generator);
+        let operation = operation(endpoint, json!(answer));
+        let method = endpoint.method.as_str().to_lowercase();
+        paths.entry(endpoint.path).or_default().insert(method, operation);
+    }
+    let schemas: Map<String, Value> = generator.take_definitions(true);
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Verbatim",
+            "version": service::VERSION,
+            "summary": "Conversations of AI agents and their users: read them, and their statistics",
+            "description": "Times are RFC 3339 in UTC with microseconds. The tenant of a request is that of its key. What \
+                            belongs to another tenant is answered as what does not exist. Errors are RFC 9457 problems.",
+        },
+        "security": [{ "key": [] }],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, as `verbatim keys create` prints it",
+                },
+            },
+            "schemas": schemas,
+        },
+    })
+}
+
+fn operation(endpoint: &Endpoint, answer: Value) -> Value {
+    let parameters: Vec<Value> = endpoint.parameters.iter().map(|it| parameter(*it)).collect();
+    let mut answers = Map::new();
+    let mut headers = Map::new();
+    if endpoint.conditional == Conditional::Yes {
+        headers.insert("ETag".to_owned(), json!({ "schema": { "type": "string" } }));
+        let about = "If-None-Match names the current answer";
+        answers.insert("304".to_owned(), json!({ "description": about }));
+    }
+    let ok = json!({
+        "description": endpoint.summary,
+        "headers": headers,
+        "content": { "application/json": { "schema": answer } },
+    });
+    answers.insert("200".to_owned(), ok);
+    for kind in Kind::ALL {
+        let (status, name, title) = kind.parts();
+        let problem = json!({ "$ref": "#/components/schemas/Problem" });
+        let entry = answers.entry(status.as_str().to_owned()).or_insert_with(|| {
+            json!({ "description": "", "content": { "application/problem+json": { "schema": problem } } })
+        });
+        let before = entry["description"].as_str().unwrap_or_default();
+        let separator = if before.is_empty() { "" } else { ". " };
+        entry["description"] =
+            json!(format!("{before}{separator}{title} (`urn:verbatim:problem:{name}`)"));
+    }
+    let mut operation = json!({
+        "operationId": endpoint.name,
+        "summary": endpoint.summary,
+        "description": format!("{}\n\nScope: `{}`.", endpoint.about, endpoint.scope.as_str()),
+        "parameters": parameters,
+        "responses": answers,
+    });
+    if endpoint.conditional == Conditional::Yes {
+        let known = json!({
+            "name": "If-None-Match",
+            "in": "header",
+            "description": "The ETag of an answer that the client has: 304 if it is still current",
+            "schema": { "type": "string" },
+        });
+        if let Some(list) = operation["parameters"].as_array_mut() {
+            list.push(known);
+        }
+    }
+    operation
+}
+
+fn parameter(it: &dyn Declared) -> Value {
+    let place = match it.place() {
+        Place::Path => "path",
+        Place::Query => "query",
+    };
+    json!({
+        "name": it.name(),
+        "in": place,
+        "required": it.place() == Place::Path,
+        "description": it.about(),
+        "schema": it.schema(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients are generated from it, so each change is looked at.
+    #[test]
+    fn the_document_is_its_snapshot() {
+        insta::assert_snapshot!(*DOCUMENT);
+    }
+
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere() {
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        let text = DOCUMENT.as_str();
+        let references =
+            text.split("\"$ref\": \"#").skip(1).map(|it| it.split('"').next().unwrap());
+        let mut count = 0;
+        for reference in references {
+            assert!(document.pointer(reference).is_some(), "{reference}");
+            count += 1;
+        }
+        assert!(count > 20, "{count}");
+    }
+}

@@ -1,0 +1,291 @@
+//! What happens to a request before and after its handler, the same for every endpoint.
+//!
+//! | step | what fails there |
+//! |---|---|
+//! | the request gets an id; the time limit begins | 503 `too-slow` |
+//! | the key is read and checked | 401, 503 |
+//! | the key's rate | 429 |
+//! | the scope of the endpoint | 403 |
+//! | the parameters are decoded; unknown ones are refused | 422 |
+//! | the handler: tenant, database, answer | 400, 404, 422, 503 |
+//! | headers, metrics, a log line | |
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use access::{ApiKey, Caller, NotAuthenticated};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, RawPathParams, Request, State};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, AUTHORIZATION, ORIGIN, VARY,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use axum::middleware::{self, Next};
+use axum::routing::{MethodFilter, get, on};
+use metrics::{Counter, HttpStatus, RefusedCredential, Timing};
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use crate::api::Api;
+use crate::client_address::client_address;
+use crate::documents::DOCUMENTS;
+use crate::endpoint::{Call, Endpoint};
+use crate::endpoints::ENDPOINTS;
+use crate::parameters::Parameters;
+use crate::problem::{Kind, Problem};
+use crate::rates::Allowance;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The endpoint that a request reached, for metrics.
+#[derive(Debug, Clone, Copy)]
+struct Reached(&'static str);
+
+/// The id of a request.
+#[derive(Debug, Clone)]
+struct RequestId(String);
+
+/// All paths of the API.
+pub(crate) fn router(api: &Arc<Api>) -> Router {
+    let mut router = Router::new();
+    for endpoint in &ENDPOINTS {
+        let handler = move |state: State<Arc<Api>>, path: RawPathParams, request: Request| {
+            answer(endpoint, state, path, request)
+        };
+        // Only standard methods are in the table.
+        let filter = MethodFilter::try_from(endpoint.method.clone()).unwrap_or(MethodFilter::GET);
+        router = router.route(endpoint.path, on(filter, handler));
+    }
+    for document in &DOCUMENTS {
+        let handler = move || async move { reached(document.name, document.response()) };
+        router = router.route(document.path, get(handler));
+    }
+    router
+        .fallback(|request: Request| async move {
+            let detail = "no endpoint has this path; GET / lists them";
+            problem("unknown", &request, &Problem::new(Kind::NotFound, detail))
+        })
+        .method_not_allowed_fallback(|request: Request| async move {
+            let detail = format!(
+                "{} is not possible here; the header Allow lists what is",
+                request.method()
+            );
+            problem("unknown", &request, &Problem::new(Kind::MethodNotAllowed, detail))
+        })
+        .layer(middleware::from_fn_with_state(Arc::clone(api), frame))
+        .with_state(Arc::clone(api))
+}
+
+/// Around each request: its id, its time limit, the headers of its answer, metrics, and the log.
+async fn frame(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response<Body> {
+    let started = Instant::now();
+    let id = request_id(request.headers());
+    let origin = request.headers().get(ORIGIN).cloned();
+    let method = request.method().clone();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let is_preflight = method == Method::OPTIONS && origin.is_some();
+    let mut response = if is_preflight {
+        reached("preflight", no_content())
+    } else {
+        match timeout(api.settings.request_timeout, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => {
+                let detail = "the request took longer than VERBATIM_REQUEST_TIMEOUT; ask for less, or repeat it";
+                let problem =
+                    Problem::new(Kind::TooSlow, detail).retry_after(Duration::from_secs(1));
+                reached("unknown", problem.response(&id))
+            }
+        }
+    };
+    let Reached(endpoint) = response.extensions().get().copied().unwrap_or(Reached("unknown"));
+    let status = response.status();
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID, value);
+    }
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    allow_origin(&api.settings.cors_origins, origin.as_ref(), is_preflight, headers);
+    let elapsed = started.elapsed();
+    api.metrics.add(Counter::HttpRequests { endpoint, status: http_status(status) }, 1);
+    api.metrics.observe(Timing::HttpRequest { endpoint }, elapsed);
+    tracing::debug!(
+        request_id = id,
+        endpoint,
+        status = status.as_u16(),
+        milliseconds = elapsed.as_millis(),
+        "request answered"
+    );
+    response
+}
+
+async fn answer(
+    endpoint: &'static Endpoint,
+    State(api): State<Arc<Api>>,
+    path: RawPathParams,
+    request: Request,
+) -> Response<Body> {
+    let id = request.extensions().get::<RequestId>().map_or("", |id| &id.0).to_owned();
+    let mut allowance = None;
+    let answer = handle(endpoint, api, path, request, &mut allowance).await;
+    let mut response = answer.unwrap_or_else(|problem| {
+        if let (Some(cause), status) = (&problem.cause, problem.kind.parts().0) {
+            tracing::warn!(
+                request_id = id,
+                endpoint = endpoint.name,
+                error = cause,
+                "request failed with status {status}"
+            );
+        }
+        problem.response(&id)
+    });
+    if let Some(allowance) = allowance {
+        allowance.write(response.headers_mut());
+    }
+    reached(endpoint.name, response)
+}
+
+async fn handle(
+    endpoint: &'static Endpoint,
+    api: Arc<Api>,
+    path: RawPathParams,
+    request: Request,
+    allowance: &mut Option<Allowance>,
+) -> Result<Response<Body>, Problem> {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let peer = peer.map_or(IpAddr::from([0; 16]), |ConnectInfo(peer)| peer.ip());
+    let address = client_address(peer, request.headers(), &api.settings.trusted_proxies);
+    let caller = authenticated(&api, request.headers(), address).await?;
+    *allowance = Some(match api.rates.take(&caller.key) {
+        Ok(allowance) => allowance,
+        Err(exceeded) => {
+            *allowance = Some(exceeded.allowance);
+            let detail = "the key made more requests than VERBATIM_KEY_RATE and VERBATIM_KEY_BURST allow; wait as long as \
+                          Retry-After says";
+            return Err(Problem::new(Kind::RateLimited, detail).retry_after(exceeded.wait));
+        }
+    });
+    if !caller.may(endpoint.scope) {
+        let scope = endpoint.scope.as_str();
+        let detail = format!(
+            "the key has no scope {scope}; create one with it: verbatim keys create --scope {scope}"
+        );
+        return Err(Problem::new(Kind::Forbidden, detail));
+    }
+    let (parts, _body) = request.into_parts();
+    let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let query = parts.uri.query().unwrap_or_default();
+    let parameters = Parameters::of(path, query, endpoint.parameters);
+    let call = Call { api, endpoint, caller, parameters, headers: parts.headers };
+    (endpoint.handler)(call).await.map(|answer| answer.response())
+}
+
+/// The caller with the key of `Authorization: Bearer`.
+async fn authenticated(
+    api: &Api,
+    headers: &HeaderMap,
+    address: IpAddr,
+) -> Result<Arc<Caller>, Problem> {
+    let refused = |reason, detail: String| {
+        api.metrics.add(Counter::RefusedCredentials { reason }, 1);
+        Problem::new(Kind::Unauthenticated, detail)
+    };
+    let Some(header) = headers.get(AUTHORIZATION) else {
+        return Err(refused(
+            RefusedCredential::Missing,
+            "send a key: `Authorization: Bearer vbt_…`".to_owned(),
+        ));
+    };
+    let text = header.to_str().ok().and_then(|text| {
+        let (scheme, key) = text.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    });
+    let Some(text) = text else {
+        return Err(refused(
+            RefusedCredential::Malformed,
+            "Authorization must be `Bearer vbt_…`".to_owned(),
+        ));
+    };
+    let key = ApiKey::parse(text)
+        .map_err(|fault| refused(RefusedCredential::Malformed, format!("the key: {fault}")))?;
+    let error = match api.authenticator.caller(&key, address).await {
+        Ok(caller) => return Ok(caller),
+        Err(error) => error,
+    };
+    let detail = error.to_string();
+    Err(match error {
+        NotAuthenticated::Unknown => refused(RefusedCredential::Unknown, detail),
+        NotAuthenticated::Revoked => refused(RefusedCredential::Revoked, detail),
+        NotAuthenticated::Expired => refused(RefusedCredential::Expired, detail),
+        NotAuthenticated::Address => refused(RefusedCredential::Address, detail),
+        NotAuthenticated::Unavailable(source) => {
+            let wait = Duration::from_secs(2);
+            Problem::new(Kind::Unavailable, detail).retry_after(wait).caused_by(&source)
+        }
+    })
+}
+
+fn problem(endpoint: &'static str, request: &Request, problem: &Problem) -> Response<Body> {
+    let id = request.extensions().get::<RequestId>().map_or("", |id| &id.0);
+    reached(endpoint, problem.response(id))
+}
+
+fn reached(endpoint: &'static str, mut response: Response<Body>) -> Response<Body> {
+    response.extensions_mut().insert(Reached(endpoint));
+    response
+}
+
+fn no_content() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+/// The id that the client gave, if it may stand in a header and a log line; else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let is_plain =
+        |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    given.filter(is_plain).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+}
+
+/// The headers by which a browser lets a page of another origin read the answer (Fetch standard, "HTTP extensions").
+fn allow_origin(
+    allowed: &[HeaderValue],
+    origin: Option<&HeaderValue>,
+    is_preflight: bool,
+    headers: &mut HeaderMap,
+) {
+    if allowed.is_empty() {
+        return;
+    }
+    headers.append(VARY, HeaderValue::from_static("Origin"));
+    let Some(origin) = origin else { return };
+    if !allowed.iter().any(|it| it == origin || it == "*") {
+        return;
+    }
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    let exposed = "ETag, Retry-After, RateLimit, RateLimit-Policy, X-Request-Id";
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
+    if is_preflight {
+        let methods = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
+        headers.insert(ALLOW, methods);
+        let sent = "Authorization, Content-Type, If-None-Match, Idempotency-Key, X-Request-Id";
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(sent));
+        headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    }
+}
+
+fn http_status(status: StatusCode) -> HttpStatus {
+    match status.as_u16() {
+        ..400 => HttpStatus::Succeeded,
+        429 => HttpStatus::RateLimited,
+        401 | 403 => HttpStatus::Refused,
+        400..500 => HttpStatus::Invalid,
+        503 => HttpStatus::Unavailable,
+        _ => HttpStatus::Failed,
+    }
+}

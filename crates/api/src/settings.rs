@@ -1,0 +1,132 @@
+//! Settings of the API.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use access::AuthenticatorSettings;
+use axum::http::HeaderValue;
+use ipnet::IpNet;
+use service::settings::{ApiAccessSettings, bytes, duration, positive_duration};
+use stores::ApiLimits;
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Settings {
+    #[command(flatten)]
+    pub(crate) access: ApiAccessSettings,
+
+    /// Maximum number of connections to PostgreSQL
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(value_name = "NUMBER", help_heading = "Servers")]
+    pub(crate) api_database_connections: u32,
+
+    /// Time limit of one transaction, the wait for a connection included. After it a request is answered with 503
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "Servers")]
+    pub(crate) api_database_timeout: Duration,
+
+    /// Address of the API. By default only programs on this host reach it
+    #[arg(
+        long,
+        default_value = "127.0.0.1:8080",
+        value_name = "ADDRESS:PORT",
+        help_heading = "HTTP"
+    )]
+    pub(crate) api_listen: SocketAddr,
+
+    /// File to which the bound address of the API is written (useful with port 0)
+    #[arg(long, value_name = "PATH", help_heading = "HTTP")]
+    pub(crate) api_listen_file: Option<PathBuf>,
+
+    /// Maximum number of connections. Further ones wait until one ends
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(value_name = "NUMBER", help_heading = "HTTP")]
+    pub(crate) max_http_connections: u32,
+
+    /// How long a client may take to send the headers of a request, and how long a connection stays open between two
+    /// requests
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) header_timeout: Duration,
+
+    /// Time limit of a request. After it the answer is 503
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) request_timeout: Duration,
+
+    /// Maximum size of the body of a request. A larger one is answered with 413
+    #[arg(long, default_value = "1MiB", value_name = "BYTES", value_parser = bytes)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) max_request_bytes: usize,
+
+    /// Maximum size of the messages in one page of a transcript. A page has at least one message
+    #[arg(long, default_value = "4MiB", value_name = "BYTES", value_parser = bytes)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) max_page_bytes: usize,
+
+    /// Requests per second that each key may make of one replica, on average. A request above it is answered with 429
+    #[arg(long, default_value = "100", value_name = "NUMBER", help_heading = "HTTP")]
+    pub(crate) key_rate: NonZeroU32,
+
+    /// Requests that each key may make of one replica at once, before its rate counts
+    #[arg(long, default_value = "200", value_name = "NUMBER", help_heading = "HTTP")]
+    pub(crate) key_burst: NonZeroU32,
+
+    /// How long keys that PostgreSQL confirmed go on while it does not answer. 0s: not at all
+    #[arg(long, default_value = "15min", value_name = "DURATION", value_parser = duration)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) auth_grace: Duration,
+
+    /// Proxies whose header Forwarded (or X-Forwarded-For) names the client: networks such as 10.0.0.0/8, separated by
+    /// commas. Without them these headers are ignored
+    #[arg(long, value_delimiter = ',', value_name = "CIDR", help_heading = "HTTP")]
+    pub(crate) trusted_proxies: Vec<IpNet>,
+
+    /// Origins of web pages that may call the API from a browser, such as https://crm.example.com, separated by commas;
+    /// * allows every origin. Without them browsers allow none
+    #[arg(long, value_delimiter = ',', value_name = "ORIGIN", value_parser = origin)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) cors_origins: Vec<HeaderValue>,
+}
+
+impl Settings {
+    pub(crate) fn database(&self) -> ApiLimits {
+        ApiLimits {
+            connections: self.api_database_connections,
+            time_out: self.api_database_timeout,
+        }
+    }
+
+    pub(crate) fn authenticator(&self) -> AuthenticatorSettings {
+        AuthenticatorSettings { grace: self.auth_grace }
+    }
+}
+
+/// An origin as browsers send it: scheme, host and port, without a path.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let fault = "it is neither * nor an origin such as https://crm.example.com, without a path";
+    let is_origin = |text: &str| {
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@']))
+    };
+    match HeaderValue::from_str(text) {
+        Ok(value) if text == "*" || is_origin(text) => Ok(value),
+        _ => Err(fault.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_has_no_path() {
+        for good in ["*", "https://crm.example.com", "http://localhost:5173"] {
+            assert!(origin(good).is_ok(), "{good}");
+        }
+        for bad in ["", "crm.example.com", "https://", "https://a/b", "https://a/", "https://a\n"] {
+            assert!(origin(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! A replica of the conversation-api, and the keys with which a test calls it.
+
+use std::net::SocketAddr;
+
+use access::{ApiKey, Secrets};
+use database::{Actor, ApiRole, Database, EVERY_TENANT, NewApiKey};
+use fixtures::{LIMIT, database};
+use serde_json::Value;
+use testkit::fleet::Worker;
+use testkit::http::{self, Response};
+use testkit::wait::eventually;
+use uuid::Uuid;
+
+use crate::Scenario;
+
+/// The secret of the API in tests.
+const SECRET: &str = "a-secret-of-the-tests-of-the-api";
+
+/// One replica.
+pub struct ApiServer {
+    /// The process.
+    pub worker: Worker,
+    /// Where it serves the API.
+    pub address: SocketAddr,
+    owner: Database,
+}
+
+impl ApiServer {
+    /// Starts a replica with these settings, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn start(scenario: &Scenario, settings: &[(&str, &str)]) -> Self {
+        let server = Self::launch(scenario, &scenario.database_url, settings).await;
+        server.worker.ready(LIMIT).await.expect("an API that becomes ready");
+        server
+    }
+
+    /// [`Self::start`], which reaches PostgreSQL at this URL, as through a proxy; does not wait until it is ready.
+    ///
+    /// # Panics
+    /// When the role cannot be set up, or nothing listens in time.
+    pub async fn launch(
+        scenario: &Scenario,
+        database_url: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let file = scenario.dir().join(format!("api-{}", Uuid::new_v4()));
+        let listen = ("VERBATIM_API_LISTEN_FILE", file.to_str().expect("UTF-8"));
+        let worker = Self::process(scenario, database_url, &[&[listen], settings].concat()).await;
+        let address = eventually("the API to listen", LIMIT, async || {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|error| format!("{error}; {}", worker.log_tail()))?;
+            text.parse().map_err(|error| format!("{text:?}: {error}"))
+        })
+        .await;
+        Self { worker, address, owner: database(&scenario.database_url) }
+    }
+
+    /// The process alone, of which nothing is expected.
+    ///
+    /// # Panics
+    /// When the role cannot be set up.
+    pub async fn process(
+        scenario: &Scenario,
+        database_url: &str,
+        settings: &[(&str, &str)],
+    ) -> Worker {
+        let (_, name) = scenario.database_url.rsplit_once('/').expect("a database");
+        let role = ApiRole { name: format!("{name}_api"), password: Some("s3cret".to_owned()) };
+        let keys = Secrets::new([SECRET]).expect("one").tenant_keys();
+        let owner = database(&scenario.database_url);
+        owner.set_up_api_role(&role, &keys).await.expect("the role");
+        let (_, address) = database_url.rsplit_once('@').expect("a user");
+        let url = format!("postgres://{}:s3cret@{address}", role.name);
+        let own = [
+            ("API_DATABASE_URL", url.as_str()),
+            ("API_SECRET", SECRET),
+            ("VERBATIM_API_LISTEN", "127.0.0.1:0"),
+        ];
+        scenario.launch("conversation-api", &[&own, settings].concat())
+    }
+
+    /// A new key of a tenant, with these scopes.
+    ///
+    /// # Panics
+    /// When it cannot be stored.
+    pub async fn key(&self, tenant: &str, scopes: &[&str]) -> String {
+        let key = ApiKey::generate().expect("random bytes");
+        let new = NewApiKey {
+            id: key.id().to_owned(),
+            tenant: tenant.to_owned(),
+            name: "test".to_owned(),
+            scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+            networks: vec![],
+            secret_hash: key.secret_hash(),
+            expires_at: None,
+        };
+        self.owner.create_api_key(&new, &actor()).await.expect("a new key");
+        key.expose().to_owned()
+    }
+
+    /// A new key of an operator, for every tenant.
+    ///
+    /// # Panics
+    /// As [`Self::key`].
+    pub async fn operator_key(&self, scopes: &[&str]) -> String {
+        self.key(EVERY_TENANT, scopes).await
+    }
+
+    /// Revokes a key.
+    ///
+    /// # Panics
+    /// When there is no such key.
+    pub async fn revoke(&self, key: &str) {
+        let key = ApiKey::parse(key).expect("a key");
+        let revoked = self.owner.revoke_api_key(key.id(), None, &actor()).await;
+        assert!(revoked.expect("the database").is_some(), "no key {}", key.id());
+    }
+
+    /// Gets a path with a key.
+    ///
+    /// # Panics
+    /// When there is no response.
+    pub async fn get(&self, key: &str, path: &str) -> Response {
+        self.get_with(key, path, &[]).await
+    }
+
+    /// [`Self::get`] with further headers.
+    ///
+    /// # Panics
+    /// As [`Self::get`].
+    pub async fn get_with(&self, key: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+        let bearer = format!("Bearer {key}");
+        let headers = [&[("authorization", bearer.as_str())], headers].concat();
+        self.request("GET", path, &headers).await
+    }
+
+    /// Sends a request without a key.
+    ///
+    /// # Panics
+    /// When there is no response.
+    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+        http::request(self.address, method, path, headers, "").await.expect("a response")
+    }
+
+    /// Gets a path, expects status 200, and parses the answer.
+    ///
+    /// # Panics
+    /// When the status is another one.
+    pub async fn json(&self, key: &str, path: &str) -> Value {
+        let response = self.get(key, path).await;
+        assert_eq!(response.status, 200, "{path}: {response:?}");
+        serde_json::from_str(&response.body).expect("JSON")
+    }
+}
+
+fn actor() -> Actor {
+    Actor { name: "test".to_owned(), run: Uuid::new_v4() }
+}

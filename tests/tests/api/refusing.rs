@@ -1,0 +1,195 @@
+//! Requests that are refused: each with a problem that says why.
+
+use serde_json::{Value, json};
+use system_tests::ApiServer;
+
+use crate::{archived, started, started_with, with_status};
+
+/// Each path of the OpenAPI document, with values in it.
+async fn paths(api: &ApiServer, tenant: &str) -> Vec<String> {
+    let openapi = with_status(&api.request("GET", "/openapi.json", &[]).await, 200);
+    let paths = openapi["paths"].as_object().unwrap().keys();
+    let filled = paths.map(|path| {
+        path.replace("{tenant_id}", tenant)
+            .replace("{conversation_id}", "c0")
+            .replace("{agent_id}", "ada")
+    });
+    let paths: Vec<String> = filled.collect();
+    assert!(paths.len() >= 4 && paths.iter().all(|path| !path.contains('{')), "{paths:?}");
+    paths
+}
+
+fn kind(problem: &Value) -> &str {
+    problem["type"].as_str().unwrap().strip_prefix("urn:verbatim:problem:").unwrap()
+}
+
+#[tokio::test]
+async fn every_endpoint_needs_a_key_with_its_scope() {
+    let (scenario, api) = started().await;
+    archived(&scenario, "acme", 1, 1).await;
+    let (reader, other) = (api.key("acme", &["read"]).await, api.key("acme", &["export"]).await);
+    let nothing = api.key("acme", &[]).await;
+    for path in paths(&api, "acme").await {
+        with_status(&api.get(&reader, &path).await, 200);
+        let missing = api.request("GET", &path, &[]).await;
+        assert_eq!(kind(&with_status(&missing, 401)), "unauthenticated");
+        assert!(missing.header("www-authenticate").unwrap().starts_with("Bearer"));
+        for (header, said) in [
+            ("Basic dTpw".to_owned(), "must be `Bearer"),
+            ("Bearer".to_owned(), "must be `Bearer"),
+            ("Bearer vbt_x".to_owned(), "form"),
+            (format!("Bearer {}", &reader[..reader.len() - 1]), "form"),
+            (format!("Bearer {}x", &reader[..reader.len() - 1]), "checksum"),
+        ] {
+            // The last character may have been an x.
+            let refused = api.request("GET", &path, &[("authorization", &header)]).await;
+            if header == format!("Bearer {reader}") {
+                continue;
+            }
+            let problem = with_status(&refused, 401);
+            assert!(problem["detail"].as_str().unwrap().contains(said), "{header}: {problem}");
+        }
+        let unknown = access::ApiKey::generate().unwrap();
+        let problem = with_status(&api.get(unknown.expose(), &path).await, 401);
+        assert_eq!(problem["detail"], "the key is unknown");
+        for key in [&other, &nothing] {
+            let problem = with_status(&api.get(key, &path).await, 403);
+            assert!(problem["detail"].as_str().unwrap().contains("no scope read"), "{problem}");
+        }
+    }
+    let metrics = api.worker.get("/metrics").await.unwrap().body;
+    for (reason, count) in [("missing", 4), ("unknown", 4)] {
+        let line = format!("verbatim_refused_credentials_total{{reason=\"{reason}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn every_endpoint_refuses_what_it_does_not_know_and_names_it() {
+    let (scenario, api) = started().await;
+    archived(&scenario, "acme", 1, 1).await;
+    let key = api.key("acme", &["read"]).await;
+    for path in paths(&api, "acme").await {
+        let problem = with_status(&api.get(&key, &format!("{path}?lmit=5&x=1")).await, 422);
+        let named: Vec<_> =
+            problem["errors"].as_array().unwrap().iter().map(|it| &it["parameter"]).collect();
+        assert_eq!(named, ["lmit", "x"], "{path}: {problem}");
+        let method = api.request("DELETE", &path, &[]).await;
+        assert_eq!(kind(&with_status(&method, 405)), "method-not-allowed");
+        assert_eq!(method.header("allow"), Some("GET,HEAD"), "{path}");
+        let unknown = with_status(&api.get(&key, &format!("{path}/x")).await, 404);
+        assert!(unknown["detail"].as_str().unwrap().contains("no endpoint"), "{unknown}");
+    }
+    let long = "x".repeat(513);
+    for (query, parameter) in [
+        ("list/acme?limit=0", "limit"),
+        ("list/acme?limit=201", "limit"),
+        ("list/acme?limit=ten", "limit"),
+        ("list/acme?status=open", "status"),
+        ("list/acme?from=yesterday", "from"),
+        ("list/acme?to=2026-13-01T00:00:00Z", "to"),
+        ("list/acme?agent_id=", "agent_id"),
+        ("list/acme?agent_id=a%00b", "agent_id"),
+        ("list/acme?agent_id=%ff", "agent_id"),
+        (&format!("list/acme?user_id={long}"), "user_id"),
+        ("list/acme?cursor=AAAA", "cursor"),
+        ("list/acme?limit=5&limit=6", "limit"),
+        ("stats/acme?from=2026-01-02&to=2026-01-01", "from"),
+        ("stats/acme?from=2020-01-01&to=2026-01-01", "from"),
+        ("stats/acme?from=2026-1-1", "from"),
+        ("c0/full?order=up", "order"),
+        ("c0/full?limit=1001", "limit"),
+        ("c0/full?cursor=%20", "cursor"),
+    ] {
+        let problem =
+            with_status(&api.get(&key, &format!("/api/conversations/{query}")).await, 422);
+        assert_eq!(problem["errors"][0]["parameter"], parameter, "{query}: {problem}");
+        assert!(problem["errors"].as_array().unwrap().len() == 1, "{query}: {problem}");
+    }
+    // Injection through every text: it is data.
+    for text in [
+        "' OR 1=1 --",
+        "'; DROP TABLE conversations; --",
+        "%' UNION SELECT 1",
+        "$1",
+        "\\",
+        "\"",
+        "{}",
+    ] {
+        let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        for parameter in ["agent_id", "user_id", "model"] {
+            let path = format!("/api/conversations/list/acme?{parameter}={encoded}");
+            assert_eq!(api.json(&key, &path).await["conversations"], json!([]), "{text}");
+        }
+        with_status(&api.get(&key, &format!("/api/conversations/{encoded}/full")).await, 404);
+        with_status(&api.get(&key, &format!("/api/conversations/list/{encoded}")).await, 404);
+        let agent = api.json(&key, &format!("/api/agents/{encoded}/stats")).await;
+        assert_eq!(agent["totals"]["conversations"], 0, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_key_of_an_operator_must_name_a_tenant() {
+    let (scenario, api) = started().await;
+    archived(&scenario, "acme", 1, 1).await;
+    let operator = api.operator_key(&["read"]).await;
+    for path in ["/api/conversations/c0/full", "/api/agents/ada/stats"] {
+        assert_eq!(kind(&with_status(&api.get(&operator, path).await, 400)), "tenant-required");
+        with_status(&api.get(&operator, &format!("{path}?tenant_id=acme")).await, 200);
+    }
+    with_status(&api.get(&operator, "/api/conversations/list/acme").await, 200);
+    with_status(&api.get(&operator, "/api/conversations/c0/full?tenant_id=globex").await, 404);
+}
+
+#[tokio::test]
+async fn a_key_that_asks_too_often_is_told_when_to_go_on_and_other_keys_are_not_affected() {
+    let settings = [("VERBATIM_KEY_RATE", "1"), ("VERBATIM_KEY_BURST", "3")];
+    let (_scenario, api) = started_with(&settings).await;
+    let (eager, calm) = (api.key("acme", &["read"]).await, api.key("acme", &["read"]).await);
+    let path = "/api/conversations/list/acme";
+    let mut refused = None;
+    for _ in 0..20 {
+        let response = api.get(&eager, path).await;
+        assert!(response.header("ratelimit-policy").unwrap().contains("q=3"), "{response:?}");
+        if response.status == 429 {
+            refused = Some(response);
+            break;
+        }
+    }
+    let refused = refused.expect("one of 20 requests is refused");
+    assert_eq!(kind(&with_status(&refused, 429)), "rate-limited");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(refused.header("ratelimit").unwrap().contains("r=0"), "{refused:?}");
+    with_status(&api.get(&calm, path).await, 200);
+}
+
+#[tokio::test]
+async fn browsers_may_call_from_the_configured_origins_alone() {
+    let (_scenario, api) =
+        started_with(&[("VERBATIM_CORS_ORIGINS", "https://crm.example.com")]).await;
+    let allowed = async |origin: &str, method: &str| {
+        let headers = [("origin", origin), ("access-control-request-method", "GET")];
+        let response = api.request(method, "/api/conversations/list/acme", &headers).await;
+        response.header("access-control-allow-origin").map(str::to_owned)
+    };
+    for method in ["OPTIONS", "GET"] {
+        let crm = allowed("https://crm.example.com", method).await;
+        assert_eq!(crm.as_deref(), Some("https://crm.example.com"), "{method}");
+        assert_eq!(allowed("https://evil.example.com", method).await, None, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_keeps_the_id_that_its_client_gave_if_it_is_plain() {
+    let (_scenario, api) = started().await;
+    let key = api.key("acme", &["read"]).await;
+    let of = async |id: &str| {
+        let headers = [("x-request-id", id)];
+        let response = api.get_with(&key, "/api/conversations/x/full", &headers).await;
+        with_status(&response, 404)["request_id"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(of("my-id-1").await, "my-id-1");
+    for bad in ["", "a b", &"x".repeat(129)] {
+        assert_ne!(of(bad).await, *bad);
+    }
+}
