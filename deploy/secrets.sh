@@ -28,6 +28,12 @@ if [ ! -e "$dir/database_url" ]; then
     make postgres_password "$password"
     make database_url "postgres://verbatim:$(cat "$dir/postgres_password")@postgres:5432/verbatim"
 fi
+if [ ! -e "$dir/api_database_url" ]; then
+    make api_database_url "postgres://verbatim_api:$(random)@postgres:5432/verbatim"
+fi
+if [ ! -e "$dir/api_secret" ]; then
+    make api_secret "$(random)"
+fi
 if [ ! -e "$dir/amqp_url" ]; then
     password=$(random)
     # disk_free_limit: a burst writes more than the default of 50 MB between two checks of the disk.

@@ -224,9 +224,9 @@ impl Authenticator {
 
     /// Notes whether PostgreSQL answers.
     fn noted<T>(&self, result: Result<T, database::Error>) -> Result<T, database::Error> {
-        let is_away =
+        let is_unavailable =
             result.as_ref().is_err_and(|error| error.class() == FailureClass::Unavailable);
-        self.answers.store(!is_away, Ordering::Relaxed);
+        self.answers.store(!is_unavailable, Ordering::Relaxed);
         result
     }
 

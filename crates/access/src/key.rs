@@ -13,7 +13,7 @@ pub const PATTERN: &str = "vbt_[0-9A-Za-z]{8}_[0-9A-Za-z]{32}_[0-9A-Za-z]{6}";
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const PREFIX: &str = "vbt";
 const ID: usize = 8;
-/// 62^32 is 190 bits: a guess is hopeless, and so is a table of hashes.
+/// 62^32 is 190 bits: nobody finds a secret by trying, nor by a table of hashes.
 const SECRET: usize = 32;
 const CHECKSUM: usize = 6;
 

@@ -113,8 +113,8 @@ async fn a_key_names_its_tenant_and_scopes_and_another_secret_is_unknown() {
         assert!(matches!(&caller.tenant, TenantOfCaller::One(tenant) if tenant.as_str() == "acme"));
         assert!(caller.may(Scope::Read) && !caller.may(Scope::Write));
         // The same id, while the right secret is remembered.
-        let guess = ApiKey::with_secret(key.id()).unwrap();
-        assert_eq!(accepted(&replica, &guess).await.unwrap_err(), "the key is unknown");
+        let other = ApiKey::with_secret(key.id()).unwrap();
+        assert_eq!(accepted(&replica, &other).await.unwrap_err(), "the key is unknown");
     }
     let operator = fixture.key(|key| key.tenant = EVERY_TENANT.to_owned()).await;
     assert_eq!(accepted(&replica, &operator).await.unwrap().tenant, TenantOfCaller::Every);
@@ -183,7 +183,7 @@ async fn a_key_stops_when_it_expires_and_outside_of_its_networks() {
 }
 
 #[tokio::test]
-async fn while_postgresql_is_away_a_confirmed_key_goes_on_for_the_grace_period() {
+async fn while_postgresql_is_unavailable_a_confirmed_key_goes_on_for_the_grace_period() {
     let fixture = Fixture::new().await;
     let (lasting, closed) = (fixture.replica(GRACE), fixture.replica(Duration::ZERO));
     let (known, unknown) = (fixture.key(|_| {}).await, fixture.key(|_| {}).await);

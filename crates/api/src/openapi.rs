@@ -25,7 +25,7 @@ fn document() -> Value {
     let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
     for endpoint in &ENDPOINTS {
         let answer = (endpoint.answer)(&mut generator);
-        let operation = operation(endpoint, json!(answer));
+        let operation = operation(endpoint, &json!(answer));
         let method = endpoint.method.as_str().to_lowercase();
         paths.entry(endpoint.path).or_default().insert(method, operation);
     }
@@ -54,7 +54,7 @@ fn document() -> Value {
     })
 }
 
-fn operation(endpoint: &Endpoint, answer: Value) -> Value {
+fn operation(endpoint: &Endpoint, answer: &Value) -> Value {
     let parameters: Vec<Value> = endpoint.parameters.iter().map(|it| parameter(*it)).collect();
     let mut answers = Map::new();
     let mut headers = Map::new();

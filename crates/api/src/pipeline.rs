@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::api::Api;
 use crate::client_address::client_address;
 use crate::documents::DOCUMENTS;
-use crate::endpoint::{Call, Endpoint};
+use crate::endpoint::{Answer, Call, Endpoint};
 use crate::endpoints::ENDPOINTS;
 use crate::parameters::Parameters;
 use crate::problem::{Kind, Problem};
@@ -179,7 +179,7 @@ async fn handle(
     let query = parts.uri.query().unwrap_or_default();
     let parameters = Parameters::of(path, query, endpoint.parameters);
     let call = Call { api, endpoint, caller, parameters, headers: parts.headers };
-    (endpoint.handler)(call).await.map(|answer| answer.response())
+    (endpoint.handler)(call).await.map(Answer::response)
 }
 
 /// The caller with the key of `Authorization: Bearer`.

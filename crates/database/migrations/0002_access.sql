@@ -62,8 +62,7 @@ CREATE TABLE api_keys (
 
 CREATE INDEX api_keys_by_tenant ON api_keys (tenant_id, created_at) WHERE created_at IS NOT NULL;
 
--- The key with this id, if the hash is that of a secret which it accepts. So the role of the API sees no hash, and a
--- guess costs what any other one costs.
+-- The key with this id, if the hash is that of a secret which it accepts. So the role of the API sees no hash.
 CREATE FUNCTION verbatim_api_key(key_id text, hash bytea)
 RETURNS TABLE (tenant_id text, name text, scopes text[], networks text[], version bigint, revoked_at timestamptz,
                accepted_until timestamptz)
@@ -83,14 +82,17 @@ $$;
 
 -- Records when these keys were last used. In the order of their ids, so that two replicas do not deadlock.
 CREATE FUNCTION verbatim_api_keys_used(key_ids text[], used_at timestamptz[])
-RETURNS void
+RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
-    UPDATE api_keys k SET last_used_at = used.at
-    FROM (SELECT locked.id, u.at
-          FROM unnest(key_ids, used_at) AS u (id, at)
-          JOIN (SELECT i.id FROM api_keys i WHERE i.id = ANY (key_ids) ORDER BY i.id FOR NO KEY UPDATE) AS locked
-            ON locked.id = u.id) AS used
-    WHERE k.id = used.id AND (k.last_used_at IS NULL OR k.last_used_at < used.at)
+    WITH updated AS (
+        UPDATE api_keys k SET last_used_at = used.at
+        FROM (SELECT locked.id, u.at
+              FROM unnest(key_ids, used_at) AS u (id, at)
+              JOIN (SELECT i.id FROM api_keys i WHERE i.id = ANY (key_ids) ORDER BY i.id FOR NO KEY UPDATE) AS locked
+                ON locked.id = u.id) AS used
+        WHERE k.id = used.id AND (k.last_used_at IS NULL OR k.last_used_at < used.at)
+        RETURNING 1)
+    SELECT count(*) FROM updated
 $$;
 
 REVOKE ALL ON FUNCTION verbatim_api_key(text, bytea), verbatim_api_key_versions(text[]),

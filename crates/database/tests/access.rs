@@ -340,7 +340,7 @@ async fn a_worker_with_a_role_that_row_level_security_restricts_does_not_start()
 }
 
 #[tokio::test]
-async fn a_database_user_that_may_create_no_roles_is_told_so() {
+async fn a_database_user_that_may_create_no_roles_gets_an_error_that_says_so() {
     let archive = Archive::new().await;
     let name = format!("{}_owner", archive.env.name);
     let sql = format!("CREATE ROLE {name} LOGIN PASSWORD 's3cret'");

@@ -95,7 +95,7 @@ async fn pages_of_any_filter_have_each_conversation_once_newest_first() {
     // As the list orders them: three began at each second.
     let mut order: Vec<u32> = (0..200).collect();
     order.sort_by_key(|n| (std::cmp::Reverse(n / 3), std::cmp::Reverse(format!("c{n}"))));
-    let text = |letter: &str, n: u32| Some(format!("{letter}{n}"));
+    let text = |prefix: &str, n: u32| Some(format!("{prefix}{n}"));
     let filters: [(PageFilter, &dyn Fn(u32) -> bool); 7] = [
         (PageFilter::default(), &|_| true),
         (PageFilter { agent: text("a", 3), ..PageFilter::default() }, &|n| n % 7 == 3),

@@ -293,7 +293,10 @@ pub async fn build_armed() -> Result<()> {
     for entry in std::fs::read_dir(&from)? {
         let entry = entry?;
         let name = entry.file_name();
-        if name.to_string_lossy().ends_with("-worker") || name == "verbatim" {
+        if name.to_string_lossy().ends_with("-worker")
+            || name == "conversation-api"
+            || name == "verbatim"
+        {
             // Copy and rename: the file of a running program cannot be overwritten.
             let copy = to.join("copy");
             std::fs::copy(entry.path(), &copy)?;

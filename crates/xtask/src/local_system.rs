@@ -1,6 +1,7 @@
 //! A local system: servers, workers, and the `verbatim` command.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use domain::fleet;
 use serde_json::Value;
 use testkit::fleet::{Fleet, Worker};
+use uuid::Uuid;
 
 use crate::servers::{LocalServers, ServerOptions};
 use crate::{cargo, say};
@@ -43,13 +45,17 @@ impl LocalSystem {
         for (name, value) in servers.settings.iter().chain(settings) {
             fleet = fleet.with(name, value);
         }
+        if let Some(url) = &servers.api_database_url {
+            let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+            fleet = fleet.with("API_DATABASE_URL", url).with("API_SECRET", secret);
+        }
         let system = Self { workers: Vec::new(), fleet, servers };
         system.verbatim(&["setup"], "").await?;
         Ok(system)
     }
 
     /// Starts a fleet and waits until it is ready: two message-save-workers, so that effects between replicas
-    /// are visible, and one of each other worker. Returns a line about it.
+    /// are visible, one of each other worker, and the API where PostgreSQL has a role for it. Returns a line about it.
     pub(crate) async fn start_fleet(&mut self) -> Result<String> {
         let mut started = Vec::new();
         for worker in fleet::WORKERS {
@@ -59,13 +65,32 @@ impl LocalSystem {
             }
             started.push(format!("{replicas} {}", worker.name()));
         }
+        if self.servers.api_database_url.is_some() {
+            let file = self.api_file();
+            let settings = [
+                ("VERBATIM_API_LISTEN", "127.0.0.1:0"),
+                ("VERBATIM_API_LISTEN_FILE", file.to_str().context("a path in UTF-8")?),
+            ];
+            self.workers.push(self.fleet.start_with(fleet::CONVERSATION_API.name(), &settings)?);
+            started.push(format!("1 {}", fleet::CONVERSATION_API.name()));
+        }
         for worker in &self.workers {
             worker.ready(READY_LIMIT).await?;
         }
         Ok(format!("ready: {}", started.join(", ")))
     }
 
-    /// The workers, in the order of their starts.
+    /// The file with the address of the API.
+    fn api_file(&self) -> PathBuf {
+        self.fleet.dir().join("api.listen")
+    }
+
+    /// The address of the API, once it is ready; `None` if there is none.
+    pub(crate) fn api_address(&self) -> Option<String> {
+        std::fs::read_to_string(self.api_file()).ok()
+    }
+
+    /// The workers and the API, in the order of their starts.
     pub(crate) fn workers(&self) -> &[Worker] {
         &self.workers
     }

@@ -19,6 +19,9 @@ pub(crate) struct ServerOptions {
     /// URL of an existing PostgreSQL; without it a private one is started
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
+    /// URL of an existing PostgreSQL with the role of the API; without it the API is started on a private one only
+    #[arg(long, env = "API_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    api_database_url: Option<String>,
 }
 
 /// The URLs of the three servers. Private servers stop when this is dropped.
@@ -27,6 +30,8 @@ pub(crate) struct LocalServers {
     pub(crate) amqp_url: String,
     pub(crate) redis_url: String,
     pub(crate) database_url: String,
+    /// PostgreSQL with the role of the API, which is created if it is missing; `None`: there is to be no API.
+    pub(crate) api_database_url: Option<String>,
     /// Further environment variables for the processes that use these servers.
     pub(crate) settings: Vec<(&'static str, &'static str)>,
     _private: Option<Servers>,
@@ -53,7 +58,14 @@ impl LocalServers {
             (None, Some(servers)) => servers.get(kind).url(),
             (None, None) => String::new(),
         };
+        let of_private = private.as_ref().filter(|_| kinds.contains(&Kind::PostgreSql));
+        let of_private = of_private.and_then(|servers| {
+            let url = servers.get(Kind::PostgreSql).url();
+            let (_, address) = url.rsplit_once('@')?;
+            Some(format!("postgres://verbatim_api:private@{address}"))
+        });
         Ok(Self {
+            api_database_url: options.api_database_url.or(of_private),
             amqp_url: url(Kind::RabbitMq, options.amqp_url),
             redis_url: url(Kind::Redis, options.redis_url),
             database_url: url(Kind::PostgreSql, options.database_url),

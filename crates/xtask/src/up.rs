@@ -24,6 +24,15 @@ pub(crate) async fn run(options: ServerOptions) -> Result<()> {
     }
     say::line(&format!("export PATH=\"{}:$PATH\"", testkit::place::profile_dir().display()));
     say::line("verbatim queues");
+    match system.api_address() {
+        Some(address) => {
+            say::line("verbatim keys create --tenant demo --name mine --scope read");
+            say::line(&format!(
+                "curl -H 'Authorization: Bearer vbt_…' http://{address}/api/conversations/list/demo"
+            ));
+        }
+        None => say::aside("No API: set API_DATABASE_URL to a role for it on your PostgreSQL."),
+    }
     say::aside("\nCtrl-C stops all processes and removes the data of private servers.");
     system.watch().await
 }

@@ -33,11 +33,14 @@ fn the_image_contains_the_binaries_that_the_services_run() {
     let dockerfile = text("deploy/Dockerfile");
     // The packages that it builds, and the binaries that it copies out of the cache.
     let packages: Vec<&str> = after_each(&dockerfile, "--package ").collect();
-    assert_eq!(packages, ["'*-worker'", "verbatim"]);
-    assert!(dockerfile.contains("&& cp target/dist/*-worker target/dist/verbatim /out/"));
+    assert_eq!(packages, ["'*-worker'", "conversation-api", "verbatim"]);
+    let copied =
+        "&& cp target/dist/*-worker target/dist/conversation-api target/dist/verbatim /out/";
+    assert!(dockerfile.contains(copied));
     for process in fleet::processes() {
         let name = process.name();
-        assert!(name.ends_with("-worker") || name == "verbatim", "deploy/Dockerfile builds {name}");
+        let is_built = name.ends_with("-worker") || packages.contains(&name);
+        assert!(is_built, "deploy/Dockerfile builds {name}");
     }
 }
 
@@ -74,7 +77,7 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
     };
     for (name, service) in product_services() {
         let help_text = match service["command"][0].as_str() {
-            Some(worker) if is_worker(worker) => help(&[worker]),
+            Some(service) if is_service(service) => help(&[service]),
             _ => {
                 let commands =
                     [["setup"].as_slice(), &["conversation", "show"], &["dead-letters", "edit"]];
@@ -88,7 +91,7 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
             };
             assert!(known, "{name}: {variable} is not a setting in\n{help_text}");
         }
-        if is_worker(&name) {
+        if is_service(&name) {
             let deadline = default_of(&help_text, "VERBATIM_DRAIN_DEADLINE");
             let grace = service["stop_grace_period"].as_str().unwrap();
             assert!(seconds(grace) >= seconds(&deadline) + 5, "{name}: {grace} for {deadline}");
@@ -101,11 +104,13 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
 fn the_fleet_waits_for_setup_and_setup_for_the_servers() {
     let compose = compose();
     let services = &compose["services"];
-    for worker in workers() {
+    for worker in services_of_the_fleet() {
         let condition = &services[worker]["depends_on"]["setup"]["condition"];
         assert_eq!(condition, "service_completed_successfully", "{worker}");
-        assert!(services[worker]["deploy"]["replicas"].as_u64() >= Some(2), "{worker}");
         assert_eq!(services[worker]["restart"], "unless-stopped", "{worker}");
+    }
+    for worker in workers() {
+        assert!(services[worker]["deploy"]["replicas"].as_u64() >= Some(2), "{worker}");
     }
     for server in ["rabbitmq", "postgres"] {
         let condition = &services["setup"]["depends_on"][server]["condition"];
@@ -220,7 +225,7 @@ fn prometheus_discovers_every_worker_by_the_name_of_its_service() {
     let config = yaml("deploy/prometheus/prometheus.yml");
     let jobs = config["scrape_configs"].as_array().unwrap();
     let names: BTreeSet<&str> = jobs.iter().filter_map(|job| job["job_name"].as_str()).collect();
-    assert_eq!(names, workers().collect());
+    assert_eq!(names, services_of_the_fleet().collect());
     let services = compose();
     for job in jobs {
         let discovery = &job["dns_sd_configs"][0];
@@ -243,7 +248,7 @@ fn every_rule_about_processes_names_every_worker() {
     let selected: Vec<&str> = rules.split("job=~\"").skip(1).collect();
     assert!(selected.len() >= 3, "{selected:?}");
     for selector in selected {
-        assert!(selector.starts_with(".+-worker\""), "{selector:.120}");
+        assert!(selector.starts_with(".+-worker|conversation-api\""), "{selector:.120}");
     }
     for worker in workers() {
         assert!(worker.ends_with("-worker"), "no rule selects {worker}");
@@ -273,9 +278,9 @@ fn after_line<'a>(text: &'a str, beginning: &str) -> &'a str {
 }
 
 #[test]
-fn the_readme_has_a_row_for_every_worker() {
+fn the_readme_has_a_row_for_every_service() {
     let readme = text("README.md");
-    for worker in workers() {
+    for worker in services_of_the_fleet() {
         let row = format!("\n| `{worker}` |");
         assert!(readme.contains(&row), "{row}");
     }
@@ -297,7 +302,7 @@ fn the_entrypoint_runs_the_named_binary_or_else_the_command_line_tool() {
         let mut command = script("deploy/entrypoint.sh", arguments);
         String::from_utf8(command.env("PATH", stubs.path()).output().unwrap().stdout).unwrap()
     };
-    for worker in workers() {
+    for worker in services_of_the_fleet() {
         assert_eq!(run(&[worker, "--threads", "4"]), format!("{worker} --threads 4\n"));
     }
     assert_eq!(run(&["verbatim", "setup"]), "verbatim setup\n");
@@ -339,8 +344,12 @@ fn workers() -> impl Iterator<Item = &'static str> {
     fleet::WORKERS.into_iter().map(Process::name)
 }
 
-fn is_worker(name: &str) -> bool {
-    workers().any(|worker| worker == name)
+fn services_of_the_fleet() -> impl Iterator<Item = &'static str> {
+    fleet::services().into_iter().map(Process::name)
+}
+
+fn is_service(name: &str) -> bool {
+    services_of_the_fleet().any(|service| service == name)
 }
 
 fn compose() -> Value {

@@ -17,6 +17,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("broker", &["failpoints", "domain", "metrics"]),
     ("hot-store", &["domain", "metrics"]),
     ("database", &["domain", "failpoints", "metrics"]),
+    ("access", &["database", "domain"]),
+    ("conversation-api", &["access", "database", "domain", "metrics", "service", "stores"]),
     (
         "conversation",
         &["database", "broker", "failpoints", "domain", "hot-store", "metrics", "tokens"],
@@ -26,12 +28,22 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("service", &["domain", "metrics"]),
     (
         "stores",
-        &["database", "broker", "conversation", "domain", "hot-store", "metrics", "service"],
+        &[
+            "access",
+            "database",
+            "broker",
+            "conversation",
+            "domain",
+            "hot-store",
+            "metrics",
+            "service",
+        ],
     ),
     ("worker", &["broker", "conversation", "domain", "metrics", "service", "stores"]),
     (
         "verbatim",
         &[
+            "access",
             "database",
             "broker",
             "conversation",
@@ -56,6 +68,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     (
         "system-tests",
         &[
+            "access",
             "database",
             "broker",
             "conversation",

@@ -1,4 +1,4 @@
-//! PostgreSQL is away, slow, or not as the API needs it.
+//! PostgreSQL is unavailable, slow, or not as the API needs it.
 
 use system_tests::{ApiServer, LIMIT, Scenario};
 use testkit::proxy::Proxy;
@@ -9,8 +9,7 @@ use crate::{archived, with_status};
 const FULL: &str = "/api/conversations/c0/full";
 
 #[tokio::test]
-async fn while_postgresql_is_away_requests_are_told_to_come_back_and_then_succeed_without_a_restart()
- {
+async fn while_postgresql_is_unavailable_requests_get_503_and_then_succeed_without_a_restart() {
     let scenario = Scenario::new().await;
     let proxy = Proxy::before(&scenario.database_url).await.unwrap();
     let settings = [("VERBATIM_API_DATABASE_TIMEOUT", "1s")];

@@ -142,7 +142,8 @@ async fn the_key_of_an_operator_must_name_a_tenant() {
 }
 
 #[tokio::test]
-async fn a_key_that_asks_too_often_is_told_when_to_go_on_and_other_keys_are_not_affected() {
+async fn a_key_that_asks_too_often_gets_the_time_of_its_next_request_and_other_keys_are_not_affected()
+ {
     let settings = [("VERBATIM_KEY_RATE", "1"), ("VERBATIM_KEY_BURST", "3")];
     let (_scenario, api) = started_with(&settings).await;
     let (eager, calm) = (api.key("acme", &["read"]).await, api.key("acme", &["read"]).await);

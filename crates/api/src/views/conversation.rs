@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::message::MessageView;
-use super::time;
+use super::time::time;
 
 /// A page of conversations.
 #[derive(Debug, Serialize, JsonSchema)]

@@ -158,8 +158,7 @@ pub(crate) fn key_id(text: &str) -> Result<String, String> {
         return Ok(id.to_owned());
     }
     // Not quoted: it may be a whole key.
-    Err("an id has 8 letters and digits, those after vbt_; `verbatim keys list` shows it"
-        .to_owned())
+    Err("an id has 8 characters, those after vbt_; `verbatim keys list` shows it".to_owned())
 }
 
 fn scope(text: &str) -> Result<Scope, String> {
