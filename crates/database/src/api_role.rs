@@ -249,8 +249,13 @@ pub(crate) async fn verify(database: &Database) -> Result<(), SchemaError> {
              SELECT attribute AS fault FROM pg_roles,
                     unnest(ARRAY[CASE WHEN rolsuper THEN 'SUPERUSER' END, CASE WHEN rolbypassrls THEN 'BYPASSRLS' END,
                                  CASE WHEN rolcreaterole THEN 'CREATEROLE' END,
+                                 CASE WHEN rolcreatedb THEN 'CREATEDB' END,
                                  CASE WHEN rolreplication THEN 'REPLICATION' END]) AS attribute
              WHERE rolname = current_user AND attribute IS NOT NULL
+             UNION ALL
+             -- Also where it does not inherit their privileges: SET ROLE takes them.
+             SELECT 'member of ' || pg_get_userbyid(roleid) FROM pg_auth_members
+             WHERE member = (SELECT oid FROM pg_roles WHERE rolname = current_user)
              UNION ALL
              SELECT privilege || ' on ' || name AS fault
              FROM (SELECT c.oid, c.relname::text AS name, privilege

@@ -115,9 +115,11 @@ pub(crate) fn options(settings: &Settings) -> Result<PgConnectOptions> {
     ]))
 }
 
-/// The options with which a connection of the conversation-api is opened: only its name.
+/// The options with which a connection of the conversation-api is opened: only its name. PgBouncer would refuse
+/// `extra_float_digits`, which sqlx sends otherwise; all values are sent in binary, to which it does not apply.
 pub(crate) fn options_of_role(settings: &Settings) -> Result<PgConnectOptions> {
-    Ok(address(&settings.url)?.application_name(&settings.application))
+    let options = address(&settings.url)?.application_name(&settings.application);
+    Ok(options.extra_float_digits(None))
 }
 
 /// The options with these limits. Of a setting that is given twice, PostgreSQL takes the last value.

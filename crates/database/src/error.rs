@@ -140,6 +140,12 @@ impl Error {
         !is_answered || self.class() == FailureClass::Unavailable
     }
 
+    /// Whether the role lacks a privilege: for the role of the conversation-api, `verbatim setup` has to be run.
+    #[must_use]
+    pub fn is_missing_privilege(&self) -> bool {
+        self.sqlstate().as_deref() == Some("42501")
+    }
+
     /// Whether a timeout expired, while waiting for an answer or for a lock. A smaller batch may succeed.
     #[must_use]
     pub fn is_time_out(&self) -> bool {

@@ -316,6 +316,11 @@ async fn a_role_that_may_touch_anything_else_is_refused_with_what_that_is() {
             "SUPERUSER",
         ),
         (
+            format!("GRANT pg_read_all_data TO {name}"),
+            format!("REVOKE pg_read_all_data FROM {name}"),
+            "member of pg_read_all_data",
+        ),
+        (
             format!("REVOKE SELECT ON conversations FROM {name}"),
             format!("GRANT SELECT ON conversations TO {name}"),
             "SELECT on conversations",
