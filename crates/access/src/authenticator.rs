@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use database::ApiDatabase;
+use domain::causes::with_causes;
 use domain::clock::Clock;
 use domain::failure::FailureClass;
 use tokio::time::Instant;
@@ -131,8 +132,12 @@ impl Authenticator {
             let versions: HashMap<String, i64> = versions.into_iter().collect();
             let used = self.settle(ids, &versions, asked_at);
             let used: Vec<_> = used.iter().map(|(id, at)| (id.as_str(), *at)).collect();
-            if !used.is_empty() {
-                self.database.api_keys_used(&used).await?;
+            // Only lists show it: where it cannot be stored, such as on a read-only server, keys are valid nevertheless.
+            if !used.is_empty()
+                && let Err(error) = self.database.api_keys_used(&used).await
+            {
+                let error = with_causes(&error);
+                tracing::debug!(error, "the times when keys were last used could not be stored");
             }
         }
         if ids.is_empty() {

@@ -24,7 +24,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 4] = [
         scope: Scope::Read,
         summary: "Totals, averages and a series of days of a tenant",
         about: "Conversations count once they are archived and their statistics are computed, on the UTC day on which they \
-                began. `active_now` counts those that go on. At most 366 days.",
+                began. `active_now` counts those of the tenant that go on, whatever agent and model are named. At most 366 days.",
         parameters: &[&p::TENANT_ID, &p::FIRST_DAY, &p::LAST_DAY, &p::AGENT_ID, &p::MODEL],
         answer: schema::<TenantStatsView>,
         conditional: Conditional::No,

@@ -192,7 +192,10 @@ pub(crate) const CURSOR: Parameter<String> = query(
     "cursor",
     "Where the page begins: `next` of the page before. It belongs to the tenant, the filter and the order",
     || json!({ "type": "string", "maxLength": 2048 }),
-    |text| Ok(text.to_owned()),
+    |text| match text.len() {
+        ..=2048 => Ok(text.to_owned()),
+        _ => Err("it has more than 2048 bytes".to_owned()),
+    },
 );
 pub(crate) const CONVERSATIONS: Parameter<u32> = query(
     "limit",

@@ -188,6 +188,10 @@ impl Problem {
 impl From<database::Error> for Problem {
     fn from(error: database::Error) -> Self {
         let problem = match error.class() {
+            _ if error.is_missing_privilege() => {
+                let detail = "the role of the API in PostgreSQL is not set up; its operator has to run `verbatim setup`";
+                Self::new(Kind::Unavailable, detail).retry_after(WAIT_FOR_POSTGRESQL)
+            }
             FailureClass::Unavailable | FailureClass::Transient => {
                 let detail = "PostgreSQL did not answer; repeat the request";
                 Self::new(Kind::Unavailable, detail).retry_after(WAIT_FOR_POSTGRESQL)

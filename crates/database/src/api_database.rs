@@ -71,19 +71,21 @@ impl ApiDatabase {
     /// # Errors
     /// One of these, with its remedy; or PostgreSQL failed.
     pub async fn verify(&self) -> Result<(), SchemaError> {
-        self.database.verify_schema_version().await?;
+        match self.database.verify_schema_version().await {
+            Err(SchemaError::Database(error)) if error.is_missing_privilege() => {
+                return Err(SchemaError::ApiRole("SELECT on _sqlx_migrations".to_owned()));
+            }
+            other => other?,
+        }
         api_role::verify(&self.database).await?;
         let tenant = TenantId::new("verify").map_err(|fault| Error::Corrupt {
             table: "api_tenant_keys",
             fault: fault.to_string(),
         })?;
         let signed = self.of(&tenant);
-        let seen: (String,) = signed
-            .value(sqlx::query_as("SELECT verbatim_tenant()"))
-            .await
-            .map_err(|error| match error.sqlstate().as_deref() {
-                Some("42501") => SchemaError::TenantKey,
-                _ => error.into(),
+        let seen: (String,) =
+            signed.value(sqlx::query_as("SELECT verbatim_tenant()")).await.map_err(|error| {
+                if error.is_missing_privilege() { SchemaError::TenantKey } else { error.into() }
             })?;
         debug_assert_eq!(seen.0, tenant.as_str());
         Ok(())

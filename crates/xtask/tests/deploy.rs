@@ -250,8 +250,9 @@ fn every_rule_about_processes_names_every_worker() {
     for selector in selected {
         assert!(selector.starts_with(".+-worker|conversation-api\""), "{selector:.120}");
     }
-    for worker in workers() {
-        assert!(worker.ends_with("-worker"), "no rule selects {worker}");
+    for worker in services_of_the_fleet() {
+        let is_selected = worker.ends_with("-worker") || worker == "conversation-api";
+        assert!(is_selected, "no rule selects {worker}");
         let absent = format!("absent(up{{job=\"{worker}\"}})");
         assert!(rules.contains(&absent), "VerbatimNoReplica: {absent}");
     }
