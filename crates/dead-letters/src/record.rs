@@ -123,7 +123,8 @@ pub(crate) fn may_be_stored_in(queue: WorkQueue, event: &DeadLettered) -> Option
         | DeadLetterReason::TooLarge
         | DeadLetterReason::UnknownAction
         | DeadLetterReason::Conflict
-        | DeadLetterReason::Unreadable => false,
+        | DeadLetterReason::Unreadable
+        | DeadLetterReason::Forbidden => false,
     };
     let (tenant, conversation) = (event.tenant_id.clone()?, event.conversation_id.clone()?);
     may_be_stored.then_some(ConversationKey { tenant, conversation })
@@ -208,11 +209,13 @@ mod tests {
         let (may, may_not): (Vec<_>, Vec<_>) =
             DeadLetterReason::ALL.into_iter().partition(|reason| stored(*reason).is_some());
         use DeadLetterReason::{
-            AttemptsExhausted, Conflict, DeliveryLimit, Expired, MalformedJson, Schema, TooLarge,
-            UnknownAction, Unreadable,
+            AttemptsExhausted, Conflict, DeliveryLimit, Expired, Forbidden, MalformedJson, Schema,
+            TooLarge, UnknownAction, Unreadable,
         };
         assert_eq!(may, [AttemptsExhausted, DeliveryLimit, Expired]);
-        assert_eq!(may_not, [MalformedJson, Schema, TooLarge, UnknownAction, Conflict, Unreadable]);
+        let refused =
+            [MalformedJson, Schema, TooLarge, UnknownAction, Conflict, Unreadable, Forbidden];
+        assert_eq!(may_not, refused);
         assert_eq!(stored(Expired), ConversationKey::parse("t", "c").ok());
     }
 

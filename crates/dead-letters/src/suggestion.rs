@@ -44,7 +44,9 @@ impl DeadLetterValidator {
             return None;
         }
         let reason = DeadLetterReason::parse(&detail.dead_letter.reason)?;
-        let edited = detail.edit.edited_body.as_deref();
+        // Which tenants its user may name is a setting of the workers.
+        let is_decidable = reason != DeadLetterReason::Forbidden;
+        let edited = detail.edit.edited_body.as_deref().filter(|_| is_decidable);
         if edited.is_some_and(|body| self.decode(detail, body).is_ok()) {
             return suggestion("the workers accept its edited copy: replay it", Step::Replay);
         }
@@ -72,6 +74,11 @@ impl DeadLetterValidator {
             ),
             DeadLetterReason::Expired => manual(
                 "its sender sets the AMQP property `expiration`; a replay is sent without it",
+            ),
+            DeadLetterReason::Forbidden => manual(
+                "if its AMQP user may send for this tenant: add the tenant to `amqp_users` of all workers, restart \
+                 them, and replay it. A replay has the user of the original. Without a user it cannot be replayed: its \
+                 sender sends it again with the property `user_id`, or you publish its body with `verbatim publish`",
             ),
         }
     }
@@ -179,6 +186,20 @@ mod tests {
             let Step::Set { field, value } = found.step else { panic!("{body}") };
             let edited = crate::set(body.as_bytes(), &field, &value).unwrap();
             assert_eq!(String::from_utf8(edited).unwrap(), body.replace("bot", "assistant"));
+        }
+    }
+
+    #[test]
+    fn no_replay_of_a_forbidden_action_is_suggested_although_it_can_be_decoded() {
+        let body = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi"}"#;
+        let mut detail = dead_letter(body);
+        "forbidden".clone_into(&mut detail.dead_letter.reason);
+        let validator = DeadLetterValidator { max_body_bytes: 200 };
+        for edited in [None, Some(body.replace("hi", "ho").into_bytes())] {
+            detail.edit.edited_body = edited;
+            let found = validator.suggest(&detail).unwrap();
+            assert_eq!(found.step, Step::Manual);
+            assert!(found.text.contains("`amqp_users`"), "{found:?}");
         }
     }
 

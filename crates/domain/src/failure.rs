@@ -238,5 +238,7 @@ named! {
         Expired = "expired",
         /// RabbitMQ delivers AMQP properties that a client library cannot read, such as a name that is not UTF-8.
         Unreadable = "unreadable",
+        /// The setting `amqp_users` does not list the action's tenant for the AMQP user that sent it.
+        Forbidden = "forbidden",
     }
 }

@@ -5,6 +5,7 @@
 //! that the same bytes give the same result on every replica.
 
 pub mod action;
+pub mod amqp_users;
 pub mod causes;
 pub mod clock;
 pub mod decode;

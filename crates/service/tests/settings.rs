@@ -7,13 +7,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use domain::fleet;
-use service::settings::{ConnectionSettings, LogFormat, ProcessSettings, Sources, Stop};
+use domain::ids::TenantId;
+use service::settings::{
+    AmqpUserSettings, ConnectionSettings, LogFormat, ProcessSettings, Sources, Stop,
+};
 use tempfile::TempDir;
 
 #[derive(Debug, clap::Args)]
 struct Settings {
     #[command(flatten)]
     servers: ConnectionSettings,
+
+    #[command(flatten)]
+    users: AmqpUserSettings,
 
     /// Maximum number of messages in a batch
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5000))]
@@ -171,6 +177,60 @@ fn several_brokers_come_from_a_comma_list_or_a_yaml_list() {
     assert_eq!(hosts, ["amqp://one", "amqps://two"]);
     let start = Start::new().without("AMQP_URL").file("amqp_url:\n  - amqp://a\n  - amqp://b\n");
     assert_eq!(start.own().servers.amqp.amqp_url.len(), 2);
+}
+
+#[test]
+fn users_and_their_tenants_come_from_a_text_or_a_mapping_of_the_file() {
+    let text = "crm-bot=acme,globex%3Beu;gateway=*";
+    let starts = [
+        Start::new().env("VERBATIM_AMQP_USERS", text),
+        Start::new().flags(&["--amqp-users", text]),
+        Start::new().file(&format!("amqp_users: {text}\n")),
+        Start::new().file("amqp_users: {crm-bot: [acme, globex;eu], gateway: [\"*\"]}\n"),
+        Start::new()
+            .file("amqp_users:\n  crm-bot:\n    - acme\n    - globex;eu\n  gateway: \"*\"\n"),
+        Start::new().file(
+            "message-save-worker:\n  amqp_users: {crm-bot: [acme, globex;eu], gateway: [\"*\"]}\n",
+        ),
+    ];
+    for start in starts {
+        let users = start.own().users.amqp_users.expect("a mapping");
+        let may = |user, tenant| users.check(Some(user), &TenantId::new(tenant).expect("an id"));
+        for (user, tenant, is_listed) in [
+            ("crm-bot", "acme", true),
+            ("crm-bot", "globex;eu", true),
+            ("crm-bot", "initech", false),
+            ("gateway", "initech", true),
+            ("guest", "acme", false),
+        ] {
+            assert_eq!(may(user, tenant).is_ok(), is_listed, "{user} {tenant}");
+        }
+    }
+    assert!(Start::new().own().users.amqp_users.is_none());
+    assert!(Start::new().env("VERBATIM_AMQP_USERS", "").own().users.amqp_users.is_none());
+}
+
+#[test]
+fn invalid_users_are_refused_with_the_setting_the_fault_and_the_remedy() {
+    let cases = [
+        Start::new().env("VERBATIM_AMQP_USERS", "crm-bot"),
+        Start::new().flags(&["--amqp-users", "crm-bot=acme,*"]),
+        Start::new().file("amqp_users: {}\n"),
+        Start::new().file("log_level: info\namqp_users: {crm-bot: []}\n"),
+        Start::new().file("amqp_users: [crm-bot, gateway]\n"),
+        Start::new().file("amqp_users:\n  crm-bot:\n    tenants: [acme]\n"),
+        Start::new().env("VERBATIM_AMQP_USERS", "crm-bot=100%"),
+    ];
+    let errors: Vec<String> = cases.iter().map(Start::error).collect();
+    insta::assert_snapshot!(errors.join("\n"), @r#"
+    environment variable VERBATIM_AMQP_USERS: "crm-bot": "crm-bot" is not of the form user=tenant,tenant: separate users by ;
+    flag --amqp-users: "crm-bot=acme,*": the user "crm-bot" has * beside other tenants: * alone is every tenant
+    fleet.yaml:1: amqp_users: "": it lists no user, so no action would be accepted: list one, or remove the setting
+    fleet.yaml:2: amqp_users: "crm-bot=": the user "crm-bot" has no tenant: list its tenants, or * for every tenant, or leave the user out
+    fleet.yaml:1: amqp_users: it maps users to tenants, as in `crm-bot: [acme, globex]`
+    fleet.yaml:2: amqp_users.crm-bot: a user has a list of tenants, as in `crm-bot: [acme, globex]`
+    environment variable VERBATIM_AMQP_USERS: "crm-bot=100%": "100%" has a % that begins no percent-encoded UTF-8: write % itself as %25
+    "#);
 }
 
 #[test]

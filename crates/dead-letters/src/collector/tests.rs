@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use broker::StoredDelivery;
 use conversation::LimitedDatabase;
+use domain::amqp_users::AmqpUsers;
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::ids::{ConversationKey, MAX_ID_BYTES, SessionId, TenantId};
 use fixtures::{declared, received_at, sql, stores};
@@ -24,7 +25,7 @@ async fn collector() -> (TestEnv, DeadLetterCollector) {
         LimitedDatabase::of_batches(&replica.database),
         Publisher::new(declared(&env.amqp_url).await, replica.metrics.clone()),
         replica.metrics.clone(),
-        Decoder { max_body_bytes: DEFAULT_MAX_BODY_BYTES },
+        Decoder { max_body_bytes: DEFAULT_MAX_BODY_BYTES, users: AmqpUsers::default() },
         RandomSource::random(),
     );
     (env, collector)

@@ -61,6 +61,7 @@ impl From<DeadLetterReason> for ErrorType {
             DeadLetterReason::UnknownAction => Self::UnknownAction,
             DeadLetterReason::Conflict => Self::Conflict,
             DeadLetterReason::Expired => Self::Unavailable,
+            DeadLetterReason::Forbidden => Self::Forbidden,
             DeadLetterReason::AttemptsExhausted | DeadLetterReason::DeliveryLimit => Self::Internal,
         }
     }

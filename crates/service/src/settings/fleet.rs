@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use domain::failure_policy::{HOLD_LIMIT, STALL_LIMIT};
 
-use super::groups::{ConnectionSettings, DurabilitySettings};
+use super::groups::{AmqpUserSettings, ConnectionSettings, DurabilitySettings};
 use super::values::{bytes, duration, positive_duration, share};
 
 /// The connections to the three servers, and their timeouts.
@@ -78,6 +78,10 @@ pub struct ConsumerSettings {
     /// Maximum size of a body. A message with a larger one becomes a dead letter, reason too_large
     #[arg(long, default_value = "1MiB", value_name = "BYTES", value_parser = bytes)]
     pub max_body_bytes: usize,
+
+    /// Who may send for which tenant.
+    #[command(flatten)]
+    pub users: AmqpUserSettings,
 
     /// How long a batch is held unacknowledged while a server is unavailable, before it is requeued.
     /// Keep it well below RabbitMQ's consumer_timeout (30 min)

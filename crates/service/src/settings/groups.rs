@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use domain::amqp_users::AmqpUsers;
 use tracing_subscriber::EnvFilter;
 
 use super::secret::Secret;
@@ -112,6 +113,18 @@ pub struct ConnectionSettings {
     /// PostgreSQL.
     #[command(flatten)]
     pub database: DatabaseSettings,
+}
+
+/// Which tenants the users of RabbitMQ may name. The variable is named because the command line, which names none by
+/// itself, has this setting too.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AmqpUserSettings {
+    /// Tenants that each user of RabbitMQ may name, as in crm-bot=acme,globex;gateway=* (* is every tenant; in names
+    /// percent-encode = , ; and %). An action needs the AMQP property user_id then; another one becomes a dead letter,
+    /// reason forbidden. Without it whoever may publish may name every tenant
+    #[arg(long, env = "VERBATIM_AMQP_USERS", value_name = "USER=TENANT,TENANT;USER=*")]
+    #[arg(value_parser = AmqpUsers::parse)]
+    pub amqp_users: Option<AmqpUsers>,
 }
 
 /// The address on which a process serves health and metrics.

@@ -10,9 +10,10 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command};
 
 use super::error::SettingsError;
-use super::file::{Map, Node};
+use super::file::{Entry, Map, Node};
 use super::secret::Secret;
 use super::url::ServerUrl;
+use domain::amqp_users::AmqpUsers;
 use domain::fleet::{self, Process};
 
 /// The values of one source, by setting.
@@ -30,6 +31,8 @@ pub(super) struct Known {
     pub(super) secret: bool,
     /// The name of its value; for a URL, an example.
     example: Option<String>,
+    /// Whether it maps users to tenants: in the file it may be a mapping.
+    is_of_users: bool,
     parser: ValueParser,
     delimiter: Option<char>,
     repeatable: bool,
@@ -264,7 +267,14 @@ fn of_map(
             Node::Nothing => continue,
             Node::Scalar(file) if id != key => setting.check_file(&origin, &file)?,
             Node::Scalar(value) => setting.check(&origin, vec![value])?,
+            Node::List(_) if setting.is_of_users => {
+                let reason = "it maps users to tenants, as in `crm-bot: [acme, globex]`";
+                return Err(SettingsError::of(&origin, reason));
+            }
             Node::List(values) if id == key => setting.check(&origin, values)?,
+            Node::Map(users) if setting.is_of_users => {
+                setting.check(&origin, vec![text_of_users(path, &key, &users)?])?
+            }
             Node::List(_) | Node::Map(_) => {
                 return Err(SettingsError::of(&origin, "it takes a value, not a section or list"));
             }
@@ -277,6 +287,22 @@ fn of_map(
     Ok(layer)
 }
 
+/// The text form of a mapping of users to lists of tenants.
+fn text_of_users(path: &Path, key: &str, users: &Map) -> Result<String, SettingsError> {
+    let tenants = |(user, Entry { line, value }): (&String, &Entry)| match value {
+        Node::Scalar(tenant) => Ok(vec![tenant.clone()]),
+        Node::List(tenants) => Ok(tenants.clone()),
+        Node::Nothing => Ok(Vec::new()),
+        Node::Map(_) => {
+            let reason = "a user has a list of tenants, as in `crm-bot: [acme, globex]`";
+            Err(SettingsError::of(&origin(path, *line, &format!("{key}.{user}")), reason))
+        }
+    };
+    let tenants = users.iter().map(tenants).collect::<Result<Vec<_>, _>>()?;
+    let entries = users.keys().map(String::as_str).zip(tenants.iter().map(Vec::as_slice));
+    Ok(AmqpUsers::text_of(entries))
+}
+
 fn collect(command: &Command, known: &mut BTreeMap<String, Known>) {
     for arg in command.get_arguments() {
         let Some(long) = arg.get_long() else { continue };
@@ -286,6 +312,7 @@ fn collect(command: &Command, known: &mut BTreeMap<String, Known>) {
             long: long.to_owned(),
             variable: arg.get_env().and_then(OsStr::to_str).map(str::to_owned),
             secret: SECRETS.iter().any(|of| parser.type_id() == of()),
+            is_of_users: parser.type_id() == TypeId::of::<AmqpUsers>(),
             example: arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string),
             parser,
             delimiter: arg.get_value_delimiter(),

@@ -32,8 +32,8 @@ pub use fleet::{
     BackgroundSettings, ClosingSettings, ClosingTimes, ConsumerSettings, StoreSettings,
 };
 pub use groups::{
-    AmqpSettings, ApiAccessSettings, ApiRoleSettings, ConnectionSettings, DatabaseSettings,
-    DurabilitySettings, ListenSettings, LogFormat, LogSettings, ProcessSettings,
+    AmqpSettings, AmqpUserSettings, ApiAccessSettings, ApiRoleSettings, ConnectionSettings,
+    DatabaseSettings, DurabilitySettings, ListenSettings, LogFormat, LogSettings, ProcessSettings,
     ReadReplicaSettings, RedisSettings,
 };
 pub use secret::{InvalidSecret, Secret};

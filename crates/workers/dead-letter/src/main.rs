@@ -7,14 +7,13 @@ mod gauges;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use broker::Decoder;
 use broker::topology::WorkQueue;
 use conversation::LimitedDatabase;
 use dead_letters::{DeadLetterCollector, RefuseActions, RerouteUnrouted};
 use domain::fleet::{self, Consumed};
 use service::Service;
 use service::settings::{ClosingTimes, ConsumerSettings, StoreSettings, positive_duration};
-use worker::{Stores, consume};
+use worker::{Stores, consume, decoder};
 
 #[derive(Debug, clap::Args)]
 struct Settings {
@@ -38,14 +37,14 @@ fn main() -> ExitCode {
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
     let metrics = service.metrics().clone();
-    let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
+    let decoder = decoder(&settings.consuming);
 
     let database = LimitedDatabase::of_batches(&stores.database);
     for queue in WorkQueue::ALL {
         let (database, publisher) = (database.clone(), stores.publisher.clone());
         let (metrics, random) = (metrics.clone(), stores.random.clone());
         let collector =
-            DeadLetterCollector::new(queue, database, publisher, metrics, decoder, random);
+            DeadLetterCollector::new(queue, database, publisher, metrics, decoder.clone(), random);
         consume(&service, &stores, &settings.consuming, collector);
     }
     for consumed in fleet::DEAD_LETTER_WORKER.consumes() {
@@ -54,11 +53,11 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
             Consumed::DeadLetters => {}
             Consumed::Work(WorkQueue::Unrouted) => {
                 let (publisher, metrics) = (stores.publisher.clone(), metrics.clone());
-                let reroute = RerouteUnrouted::new(publisher, metrics, decoder);
+                let reroute = RerouteUnrouted::new(publisher, metrics, decoder.clone());
                 consume(&service, &stores, &settings.consuming, reroute);
             }
             Consumed::Work(queue) => {
-                let refuse = RefuseActions::new(queue, decoder);
+                let refuse = RefuseActions::new(queue, decoder.clone());
                 consume(&service, &stores, &settings.consuming, refuse);
             }
         }

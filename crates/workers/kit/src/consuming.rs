@@ -1,6 +1,6 @@
 //! Runs a consumer under the supervision of its process.
 
-use broker::{Consumer, ConsumerState, Handler};
+use broker::{Consumer, ConsumerState, Decoder, Handler};
 use domain::clock::Clock;
 use metrics::Metrics;
 use service::settings::ConsumerSettings;
@@ -84,6 +84,13 @@ fn supervise<H: Handler>(
         }
     });
     service.supervise(queue, run);
+}
+
+/// The decoder of a handler of actions with these settings.
+#[must_use]
+pub fn decoder(settings: &ConsumerSettings) -> Decoder {
+    let users = settings.users.amqp_users.clone().unwrap_or_default();
+    Decoder { max_body_bytes: settings.max_body_bytes, users }
 }
 
 /// The settings as the crate `broker` takes them.

@@ -5,10 +5,10 @@
 //!
 //! A new worker is a folder beside this one: settings that flatten
 //! [`StoreSettings`](service::settings::StoreSettings) and
-//! [`ConsumerSettings`](service::settings::ConsumerSettings), a [`broker::Handler`], and a `main`
-//! that opens [`Stores`] and calls [`consume`].
+//! [`ConsumerSettings`](service::settings::ConsumerSettings), a [`broker::Handler`] that decodes actions with [`decoder`],
+//! and a `main` that opens [`Stores`] and calls [`consume`].
 
 mod consuming;
 
-pub use consuming::consume;
+pub use consuming::{consume, decoder};
 pub use stores::Stores;

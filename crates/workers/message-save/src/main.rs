@@ -5,12 +5,11 @@ mod handler;
 
 use std::process::ExitCode;
 
-use broker::Decoder;
 use conversation::Saver;
 use domain::fleet;
 use service::settings::{ConsumerSettings, StoreSettings};
 use service::{Service, instance};
-use worker::{Stores, consume};
+use worker::{Stores, consume, decoder};
 
 use crate::handler::MessageHandler;
 
@@ -36,7 +35,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
             service.metrics().clone(),
             stores.random.clone(),
         ),
-        decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
+        decoder: decoder(&settings.consuming),
     };
     consume(&service, &stores, &settings.consuming, handler);
     Ok(())

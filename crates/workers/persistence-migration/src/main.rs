@@ -6,12 +6,11 @@ mod sweep;
 
 use std::process::ExitCode;
 
-use broker::Decoder;
 use conversation::{Background, ClaimCriteria, Closer, Deletions, Sessions};
 use domain::fleet;
 use service::Service;
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
-use worker::{Stores, consume};
+use worker::{Stores, consume, decoder};
 
 use crate::handler::RecordSessions;
 
@@ -50,7 +49,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
             stores.random.clone(),
             background.clone(),
         ),
-        decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
+        decoder: decoder(&settings.consuming),
     };
     let ClosingSettings { due, close_lease, close_interval, close_batch } = settings.closing;
     let criteria =
