@@ -147,6 +147,12 @@ impl Endpoints {
         Ok(Self { addresses, process: process.into(), preferred, large_bodies })
     }
 
+    /// The user of the connections, as the first address names it.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        self.addresses.first().map_or("", |address| &address.authority.userinfo.username)
+    }
+
     /// Connects to the first address that accepts the connection. The address that was connected last is
     /// tried first. `purpose` is the second part of the connection name.
     ///

@@ -44,6 +44,8 @@ pub struct Publication {
     pub correlation_id: Option<String>,
     /// The `reply_to` property.
     pub reply_to: Option<String>,
+    /// The `user_id` property. RabbitMQ refuses one that is not the user of the connection. A copy has none.
+    pub user_id: Option<String>,
     /// The W3C `traceparent`.
     pub traceparent: Option<String>,
     /// The W3C `tracestate`.
@@ -272,6 +274,9 @@ impl Publication {
         if let Some(queue) = &self.reply_to {
             properties = properties.with_reply_to(short("reply_to", queue)?);
         }
+        if let Some(user) = &self.user_id {
+            properties = properties.with_user_id(short("user_id", user)?);
+        }
         Ok(properties)
     }
 
@@ -285,6 +290,7 @@ impl Publication {
             timestamp: None,
             correlation_id: None,
             reply_to: None,
+            user_id: None,
             traceparent: None,
             tracestate: None,
             fleet_headers: FleetHeaders::default(),

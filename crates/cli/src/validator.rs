@@ -1,14 +1,18 @@
 //! The workers' validator, applied to the lines of a file.
 //!
 //! A line is decoded exactly as a worker decodes the body of a delivery, so a line that passes is never
-//! dead-lettered as malformed_json, schema, too_large or unknown_action.
+//! dead-lettered as malformed_json, schema, too_large or unknown_action; nor as forbidden, if the command has the workers'
+//! setting `amqp_users`.
 
+use broker::{Endpoints, Publication};
 use domain::action::{Action, Identity, TimeSource};
+use domain::amqp_users::AmqpUsers;
 use domain::decode::{DecodeContext, decode};
 use domain::envelope::Envelope;
 use domain::failure::Refusal;
 use domain::time::Timestamp;
 use serde::Serialize;
+use service::settings::AmqpUserSettings;
 use uuid::Uuid;
 
 use crate::exit::Failure;
@@ -17,11 +21,27 @@ use crate::output::{Cell, Text, Tone, plural};
 use crate::warnings::Warnings;
 
 /// Decodes lines as the workers decode bodies.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Validator {
     /// Used as the time of receipt.
     pub(crate) now: Timestamp,
     pub(crate) max_body_bytes: usize,
+    /// Who publishes the lines, if the workers check that.
+    pub(crate) sender: Option<Sender>,
+}
+
+/// The user of RabbitMQ as whom this command publishes, and for which tenants the users may.
+#[derive(Debug, Clone)]
+pub(crate) struct Sender {
+    user: String,
+    users: AmqpUsers,
+}
+
+impl Sender {
+    /// The user of these addresses, if it is set which tenants the users may name.
+    pub(crate) fn of(settings: AmqpUserSettings, endpoints: &Endpoints) -> Option<Self> {
+        Some(Self { user: endpoints.user().to_owned(), users: settings.amqp_users? })
+    }
 }
 
 /// A line that the workers would refuse, and why.
@@ -76,7 +96,18 @@ impl Validator {
             max_body_bytes: self.max_body_bytes,
             new_id: &Uuid::now_v7,
         };
-        decode(body, &Envelope::default(), &context)
+        let action = decode(body, &Envelope::default(), &context)?;
+        if let Some(Sender { user, users }) = &self.sender {
+            users.check(Some(user), &action.common().key.tenant)?;
+        }
+        Ok(action)
+    }
+
+    /// An action to publish. It names its user only if the workers check that: RabbitMQ refuses another name than its own
+    /// of the user, and that need not be the one in the URL (OAuth 2.0, client certificates).
+    pub(crate) fn publication(&self, action_type: &str, body: Vec<u8>) -> Publication {
+        let user_id = self.sender.as_ref().map(|sender| sender.user.clone());
+        Publication { user_id, ..Publication::action(action_type, body) }
     }
 
     pub(crate) fn check(&self, lines: &Lines) -> Result<Findings, Failure> {

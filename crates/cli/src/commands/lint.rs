@@ -52,8 +52,8 @@ impl BodyLimit {
 impl Lint {
     pub(crate) fn run(self, output: &Output) -> Result<Exit, Failure> {
         let max_body_bytes = self.limit.max_body_bytes;
-        let findings =
-            Validator { now: output.now, max_body_bytes }.check(&self.file.buffered()?)?;
+        let findings = Validator { now: output.now, max_body_bytes, sender: None }
+            .check(&self.file.buffered()?)?;
         output.show(&findings, |out| text(&findings, out))?;
         Ok(if findings.invalid == 0 { Exit::Success } else { Exit::Problems })
     }
@@ -84,7 +84,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("actions.jsonl");
         std::fs::write(&path, lines).unwrap();
-        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
+        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000, sender: None };
         validator.check(&Input::File(path).buffered().unwrap()).unwrap()
     }
 
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn every_fixture_is_accepted_and_every_malformed_body_refused_with_its_reason() {
         let max_body_bytes = 10_000;
-        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes };
+        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes, sender: None };
         for example in fixtures::examples::ACTIONS {
             assert!(validator.decode(example.body.as_bytes()).is_ok(), "{}", example.name);
         }

@@ -15,14 +15,14 @@ use clap::Args;
 use metrics::Metrics;
 use router::Router;
 use sending::{NotConfirmed, Report, Sending};
-use service::settings::AmqpSettings;
+use service::settings::{AmqpSettings, AmqpUserSettings};
 use stores::Broker;
 
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
 use crate::output::{Cell, Output, Text, Tone, bar, count, plural, spinner};
-use crate::validator::{Findings, Validator};
+use crate::validator::{Findings, Sender, Validator};
 
 /// Publishes actions and waits for RabbitMQ's confirms
 ///
@@ -62,13 +62,18 @@ pub(crate) struct Publish {
     limit: BodyLimit,
 
     #[command(flatten)]
+    users: AmqpUserSettings,
+
+    #[command(flatten)]
     amqp: AmqpSettings,
 }
 
 impl Publish {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let broker = Broker::of(&self.amqp)?;
-        let validator = Validator { now: output.now, max_body_bytes: self.limit.max_body_bytes };
+        let sender = Sender::of(self.users, &broker.endpoints);
+        let max_body_bytes = self.limit.max_body_bytes;
+        let validator = Validator { now: output.now, max_body_bytes, sender };
         let (lines, total) = if self.no_lint {
             (self.file.streamed(), None)
         } else {

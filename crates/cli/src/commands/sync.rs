@@ -5,7 +5,7 @@ mod list;
 use std::ops::Range;
 use std::time::Duration;
 
-use broker::{Publication, Requester};
+use broker::Requester;
 use clap::Args;
 use domain::action::ActionKind;
 use domain::ids::{ConversationId, MessageId, SessionId, TenantId};
@@ -13,7 +13,7 @@ use domain::reply::{NewMessage, ReplyError, SyncMessagesData};
 use domain::sync::names::{Aligned, OnConflict, SystemMessages};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use service::settings::{AmqpSettings, positive_duration};
+use service::settings::{AmqpSettings, AmqpUserSettings, positive_duration};
 use stores::Broker;
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
 use crate::output::{Cell, Output, Text, Tone, bar, count, one_line, plural};
-use crate::validator::Validator;
+use crate::validator::{Sender, Validator};
 use crate::values::one_of;
 
 /// Saves those messages of a list that are not saved yet
@@ -93,6 +93,9 @@ pub(crate) struct Sync {
     limit: BodyLimit,
 
     #[command(flatten)]
+    users: AmqpUserSettings,
+
+    #[command(flatten)]
     amqp: AmqpSettings,
 }
 
@@ -133,7 +136,10 @@ impl Sync {
         let list = List::read(&bytes, &self.file)?;
         let parts =
             list.parts(self.limit.max_body_bytes, self.fields(&list, None).to_string().len())?;
-        self.validate(&list, &parts, output)?;
+        let max_body_bytes = self.limit.max_body_bytes;
+        let sender = Sender::of(self.users.clone(), &broker.endpoints);
+        let validator = Validator { now: output.now, max_body_bytes, sender };
+        self.validate(&list, &parts, &validator)?;
         let mut requester =
             Requester::open(&broker.endpoints).await.map_err(|error| broker.failure(&error))?;
         let progress =
@@ -142,7 +148,7 @@ impl Sync {
         let mut after = self.after.clone();
         for part in parts {
             let body = list.body(&self.fields(&list, after.as_ref()), part.clone());
-            let answer = match self.request(&mut requester, body).await {
+            let answer = match self.request(&mut requester, &validator, body).await {
                 Ok(answer) => answer,
                 Err(failure) => {
                     progress.finish_and_clear();
@@ -197,9 +203,8 @@ impl Sync {
         &self,
         list: &List<'_>,
         parts: &[Range<usize>],
-        output: &Output,
+        validator: &Validator,
     ) -> Result<(), Failure> {
-        let validator = Validator { now: output.now, max_body_bytes: self.limit.max_body_bytes };
         // The id of the last message of the part before is known only when that is saved.
         let of_part_before = MessageId::from(Uuid::max());
         for part in parts {
@@ -217,8 +222,13 @@ impl Sync {
         Ok(())
     }
 
-    async fn request(&self, requester: &mut Requester, body: Vec<u8>) -> Result<Answer, Failure> {
-        let publication = Publication::action(ActionKind::SyncMessages.as_str(), body);
+    async fn request(
+        &self,
+        requester: &mut Requester,
+        validator: &Validator,
+        body: Vec<u8>,
+    ) -> Result<Answer, Failure> {
+        let publication = validator.publication(ActionKind::SyncMessages.as_str(), body);
         let reply = requester.request(publication, self.wait).await.map_err(|error| {
             let exit = Exit::Unavailable;
             Failure { exit, text: error.to_string() }

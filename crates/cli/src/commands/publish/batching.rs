@@ -113,7 +113,7 @@ impl Batch {
                     if decoded.is_ok_and(|action| action.refused_elements().next().is_none()) {
                         let lines = alone.iter().flat_map(|it| it.lines.clone()).collect();
                         let kind = ActionKind::SaveMessages.as_str();
-                        let publication = Arc::new(Publication::action(kind, body));
+                        let publication = Arc::new(router.validator.publication(kind, body));
                         outgoing.push(Outgoing { lines, publication });
                     } else {
                         outgoing.extend(alone);
@@ -136,7 +136,8 @@ mod tests {
 
     /// The lines of each publication of these actions.
     fn grouped(actions: &[Value]) -> Vec<Vec<u64>> {
-        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1 << 20 };
+        let validator =
+            Validator { now: Timestamp::EARLIEST, max_body_bytes: 1 << 20, sender: None };
         let router = Router { validator, routing_key: None, groups: true };
         let mut batch = Batch::default();
         for (number, action) in (1..).zip(actions) {

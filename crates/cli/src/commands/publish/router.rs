@@ -38,7 +38,7 @@ impl Router {
         // A longer id identifies the action in its body alone.
         let id = id.filter(is_short);
         let routing_key = self.routing_key.clone().or(action_type)?;
-        let mut publication = Publication::action(&routing_key, body);
+        let mut publication = self.validator.publication(&routing_key, body);
         if let Some(id) = id {
             publication.message_id = id;
         }
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn router() -> Router {
-        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
+        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000, sender: None };
         Router { validator, routing_key: None, groups: false }
     }
 

@@ -202,7 +202,7 @@ mod tests {
         let env = TestEnv::new().await;
         let publisher = Publisher::new(declared(&env.amqp_url).await, Metrics::new());
         let mut sending = Sending::new(publisher, ProgressBar::hidden());
-        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
+        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000, sender: None };
         let router = Router { validator, routing_key: None, groups: true };
         let line = Line { number: 1, body: body("s", "m-1", &json!({})).to_string().into() };
         let lines = [Ok(line), Err(Failure::usage("cannot read standard input"))];
