@@ -34,6 +34,18 @@ impl RabbitAdmin {
         assert_eq!(response, r#"{"routed":true}"#, "{routing_key}");
     }
 
+    /// Creates a user that may publish actions and nothing else. Its password is its name.
+    ///
+    /// # Panics
+    /// When RabbitMQ refuses.
+    pub async fn agent_user(&self, name: &str) {
+        let user = json!({"password": name, "tags": ""});
+        self.call("PUT", &format!("/api/users/{name}"), &user).await;
+        let permissions = json!({"configure": "^$", "write": r"^domain\.actions$", "read": "^$"});
+        let path = format!("/api/permissions/{}/{name}", self.host);
+        self.call("PUT", &path, &permissions).await;
+    }
+
     /// Declares a durable queue.
     ///
     /// # Panics

@@ -319,6 +319,16 @@ impl Scenario {
         Process::spawn("verbatim", &mut command, &log).expect("a command that starts")
     }
 
+    /// The URL of RabbitMQ for a user of [`RabbitAdmin::agent_user`].
+    ///
+    /// # Panics
+    /// When the URL of the server's own user has another form.
+    #[must_use]
+    pub fn amqp_url_of(&self, user: &str) -> String {
+        let (_, place) = self.amqp_url.split_once('@').expect("a URL with a user");
+        format!("amqp://{user}:{user}@{place}")
+    }
+
     /// An agent that publishes here. Use it only in the tokio runtime of the test that makes it.
     #[must_use]
     pub fn agent(&self) -> Agent {

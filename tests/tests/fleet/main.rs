@@ -14,6 +14,7 @@ mod order_of_receipt;
 mod rerouting;
 mod several;
 mod unreadable;
+mod users;
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
