@@ -5,7 +5,8 @@
 //! are in our headers, or in the `x-death` header that RabbitMQ wrote.
 //!
 //! Invariant: our headers are trusted only on messages that never passed an exchange to which agents
-//! publish, so that an agent cannot forge an identity or a validated user.
+//! publish, so that an agent cannot forge an identity or a validated user. The user is not trusted either on a message that
+//! died in another queue than a retry queue.
 
 use std::borrow::Cow;
 
@@ -368,8 +369,20 @@ fn trusted_fleet_headers(exchange: &str, headers: &FieldTable) -> Option<FleetHe
     let is_ours = headers.inner().keys().any(|name| FleetHeaders::owns(name.as_str()));
     (is_ours && passed_only_fleet_exchanges(exchange, headers)).then(|| {
         let ours = |name: &str| FleetHeaders::owns(name) && name != SENT;
-        FleetHeaders::from_headers(&wire::to_json_where(headers, ours))
+        let ours = FleetHeaders::from_headers(&wire::to_json_where(headers, ours));
+        if died_outside_of_retry_queues(headers) {
+            FleetHeaders { validated_user: None, ..ours }
+        } else {
+            ours
+        }
     })
+}
+
+/// Whether a queue dead-lettered it that is no retry queue. RabbitMQ 3 counts a death in the entry for that queue and
+/// reason that an agent forged, and keeps the forged exchange of the entry. So such a message may be an agent's, although
+/// no exchange says so, and its headers say nothing of its user. The property `user_id` still does.
+fn died_outside_of_retry_queues(headers: &FieldTable) -> bool {
+    deaths(headers).iter().any(|death| !is_retry_queue(&death.queue))
 }
 
 /// Whether only the fleet publishes to every exchange that the message is known to have passed.
@@ -530,6 +543,25 @@ pub(crate) mod tests {
             headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
             let dead_letter = received("", "conversation.save_message.dlq", headers);
             assert_eq!(dead_letter.fleet_headers().attempt == 3, trusted, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_death_outside_of_retry_queues_leaves_only_the_user_that_is_a_property() {
+        let key = "conversation.save_message";
+        let retry = RetryQueue::HalfMinute.name();
+        for (death, user) in [
+            (died_in(retry, "expired", retry, key), Some("somebody")),
+            (died_in(key, "rejected", "", key), None),
+            (died_in(key, "delivery_limit", "", key), None),
+        ] {
+            let mut headers = forged();
+            headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
+            let died = received("", key, headers.clone());
+            assert_eq!(died.envelope().user_id, user, "{died:?}");
+            let properties = BasicProperties::default().with_user_id("agent".into());
+            let died = with_properties("", properties.with_headers(headers));
+            assert_eq!(died.envelope().user_id, Some("agent"));
         }
     }
 

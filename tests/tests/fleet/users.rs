@@ -252,3 +252,31 @@ async fn an_operator_publishes_as_the_user_of_the_url_and_only_for_its_tenants()
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     world.finish().await;
 }
+
+#[tokio::test]
+async fn a_forged_death_of_a_large_body_gives_its_sender_no_other_user() {
+    let world = World::new().await;
+    let scenario = &world.scenario;
+    let large = message("globex", "s", "large", &json!({"content": "x".repeat(2 << 20)}));
+    // RabbitMQ 3 counts its own death of the message in this entry, and keeps the exchange.
+    let death = json!({
+        "queue": SAVES, "reason": "rejected", "exchange": "", "count": 1, "routing-keys": [SAVES],
+    });
+    let headers = json!({"x-death": [death], "x-verbatim-user": "gateway"});
+    let properties = json!({"delivery_mode": 2, "headers": headers});
+    scenario.rabbit().publish(SAVES, &properties, &large.to_string()).await;
+    let reasons = "SELECT string_agg(reason, ' ' ORDER BY stored_at) FROM dead_letters";
+    scenario.until_sql(reasons, "too_large").await;
+    let World { scenario, workers } = world;
+    scenario.finish(workers).await;
+    // An operator raises the limit, and replays it.
+    let wider = [USERS, ("VERBATIM_MAX_BODY_BYTES", "4MiB")];
+    let start = |program| scenario.start_with(program, &wider);
+    let (saver, collector) = tokio::join!(start(SAVER), start(COLLECTOR));
+    let replay = ["dead-letters", "replay", "--all", "--watch", "0s"];
+    let ran = scenario.verbatim_with(&replay, &wider).await;
+    assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    scenario.until_sql(reasons, "too_large forbidden").await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM messages").await, "0");
+    scenario.finish([saver, collector]).await;
+}
