@@ -141,7 +141,37 @@ impl ApiServer {
     /// # Panics
     /// When there is no response.
     pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
-        http::request(self.address, method, path, headers, "").await.expect("a response")
+        self.send(method, path, headers, "").await
+    }
+
+    /// Sends a request with a body.
+    ///
+    /// # Panics
+    /// When there is no response.
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Response {
+        http::request(self.address, method, path, headers, body).await.expect("a response")
+    }
+
+    /// Posts a JSON document with a key, and further headers.
+    ///
+    /// # Panics
+    /// When there is no response.
+    pub async fn post(
+        &self,
+        key: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Response {
+        let bearer = format!("Bearer {key}");
+        let headers = [&[("authorization", bearer.as_str())], headers].concat();
+        self.send("POST", path, &headers, &body.to_string()).await
     }
 
     /// Gets a path, expects status 200, and parses the answer.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use access::{Authenticator, Secrets};
+use broker::{Endpoints, Publisher, Replies};
 use database::ApiDatabase;
+use domain::amqp_users::AmqpUsers;
 use metrics::Metrics;
 use service::Service;
 use stores::ApiDatabaseServer;
@@ -18,6 +20,10 @@ pub(crate) struct Api {
     pub(crate) secrets: Secrets,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) rates: Rates,
+    pub(crate) publisher: Publisher,
+    pub(crate) replies: Replies,
+    /// The user that RabbitMQ validates, where the workers check it.
+    pub(crate) amqp_user: Option<String>,
     pub(crate) metrics: Metrics,
     pub(crate) clock: domain::clock::Clock,
 }
@@ -28,8 +34,13 @@ impl Api {
         settings: Settings,
         server: ApiDatabaseServer,
         authenticator: Arc<Authenticator>,
+        endpoints: &Endpoints,
     ) -> Self {
+        let is_checked = settings.users.amqp_users.as_ref().is_some_and(AmqpUsers::is_set);
         Self {
+            publisher: Publisher::new(endpoints.clone(), service.metrics().clone()),
+            replies: receive_replies(service, endpoints),
+            amqp_user: is_checked.then(|| endpoints.user().to_owned()),
             rates: Rates::new(settings.key_rate, settings.key_burst),
             settings,
             database: server.database,
@@ -39,4 +50,18 @@ impl Api {
             clock: service.clock().clone(),
         }
     }
+}
+
+/// Receives replies until the process stops.
+fn receive_replies(service: &Service, endpoints: &Endpoints) -> Replies {
+    let replies = Replies::default();
+    let (receiving, endpoints) = (replies.clone(), endpoints.clone());
+    service.support("replies", move |stopping| {
+        let (receiving, endpoints) = (receiving.clone(), endpoints.clone());
+        async move {
+            receiving.receive(endpoints, stopping).await;
+            Ok(())
+        }
+    });
+    replies
 }

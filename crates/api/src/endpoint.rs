@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use access::{Caller, Scope, TenantOfCaller};
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use database::Database;
@@ -31,6 +31,8 @@ pub(crate) struct Endpoint {
     /// What else a caller must know.
     pub(crate) about: &'static str,
     pub(crate) parameters: &'static [&'static dyn Declared],
+    /// The schema of the body; `None`: it has none.
+    pub(crate) body: Option<fn(&mut SchemaGenerator) -> Schema>,
     /// The schema of the answer.
     pub(crate) answer: fn(&mut SchemaGenerator) -> Schema,
     /// Whether a client may ask with `If-None-Match`.
@@ -55,10 +57,13 @@ pub(crate) struct Call {
     pub(crate) caller: Arc<Caller>,
     pub(crate) parameters: Parameters,
     pub(crate) headers: HeaderMap,
+    /// Empty, unless the endpoint has a body.
+    pub(crate) body: Bytes,
 }
 
 /// An answer that is no problem.
 pub(crate) struct Answer {
+    status: StatusCode,
     body: Vec<u8>,
     etag: Option<ETag>,
     is_known: bool,
@@ -98,7 +103,7 @@ impl Answer {
             let detail = "the answer could not be written as JSON";
             Problem::new(Kind::Internal, detail).caused_by(&error)
         })?;
-        Ok(Self { body, etag: None, is_known: false })
+        Ok(Self { status: StatusCode::OK, body, etag: None, is_known: false })
     }
 
     /// The answer with this tag; without a body if the client has it already.
@@ -106,6 +111,10 @@ impl Answer {
         self.is_known = etag.is_known(headers);
         self.etag = Some(etag);
         self
+    }
+
+    pub(crate) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -118,6 +127,7 @@ impl Answer {
             false => Response::new(Body::from(self.body)),
         };
         // What was said must not stay in shared caches; with a tag a client may keep it and ask again.
+        *response.status_mut() = self.status;
         let caching = if self.etag.is_some() { "private, no-cache" } else { "no-store" };
         if self.is_known {
             *response.status_mut() = StatusCode::NOT_MODIFIED;

@@ -1,5 +1,6 @@
 //! The table of all endpoints that need a key.
 
+mod actions;
 mod agents;
 mod conversations;
 
@@ -9,14 +10,17 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::endpoint::{Conditional, Endpoint};
 use crate::parameters as p;
-use crate::views::{AgentStatsView, ConversationListView, ConversationPageView, TenantStatsView};
+use crate::views::{
+    ActionsBody, AgentStatsView, ConversationListView, ConversationPageView, PublishedActionsView,
+    TenantStatsView,
+};
 
 fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
 /// Every endpoint that needs a key.
-pub(crate) static ENDPOINTS: [Endpoint; 4] = [
+pub(crate) static ENDPOINTS: [Endpoint; 5] = [
     Endpoint {
         name: "tenant_stats",
         method: Method::GET,
@@ -26,6 +30,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 4] = [
         about: "Conversations count once they are archived and their statistics are computed, on the UTC day on which they \
                 began. `active_now` counts those of the tenant that go on, whatever agent and model are named. At most 366 days.",
         parameters: &[&p::TENANT_ID, &p::FIRST_DAY, &p::LAST_DAY, &p::AGENT_ID, &p::MODEL],
+        body: None,
         answer: schema::<TenantStatsView>,
         conditional: Conditional::No,
         handler: |call| Box::pin(conversations::stats(call)),
@@ -49,6 +54,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 4] = [
             &p::CONVERSATIONS,
             &p::CURSOR,
         ],
+        body: None,
         answer: schema::<ConversationListView>,
         conditional: Conditional::No,
         handler: |call| Box::pin(conversations::list(call)),
@@ -62,6 +68,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 4] = [
         about: "Every value is as it was sent. A page ends early where its messages exceed 4 MiB (VERBATIM_MAX_PAGE_BYTES). \
                 Go on while `next` is not null.",
         parameters: &[&p::CONVERSATION_ID, &p::TENANT, &p::ORDER, &p::MESSAGES, &p::CURSOR],
+        body: None,
         answer: schema::<ConversationPageView>,
         conditional: Conditional::Yes,
         handler: |call| Box::pin(conversations::full(call)),
@@ -75,9 +82,27 @@ pub(crate) static ENDPOINTS: [Endpoint; 4] = [
         about: "As the statistics of a tenant, of the conversations with this agent. An agent without conversations has \
                 zeros. At most 366 days.",
         parameters: &[&p::AGENT, &p::TENANT, &p::FIRST_DAY, &p::LAST_DAY, &p::MODEL],
+        body: None,
         answer: schema::<AgentStatsView>,
         conditional: Conditional::No,
         handler: |call| Box::pin(agents::stats(call)),
+    },
+    Endpoint {
+        name: "publish_actions",
+        method: Method::POST,
+        path: "/api/actions",
+        scope: Scope::Write,
+        summary: "Publish one action, or an array of at most 1000",
+        about: "The actions are those that agents publish to RabbitMQ (docs/contract). `tenant_id` may be left out. All are \
+                checked first; if one is refused, none is published. 202: RabbitMQ confirmed them; they take effect once, or \
+                become dead letters. With `wait=durable` 200: they have taken effect; 202: not within 10 s \
+                (VERBATIM_DURABLE_WAIT), and they will; 409: another message has the id. The header `Idempotency-Key` becomes \
+                `action_id`; in an array key and position do. `conversation.erase` needs the scope `erase` too.",
+        parameters: &[&p::TENANT, &p::DRY_RUN, &p::WAIT],
+        body: Some(schema::<ActionsBody>),
+        answer: schema::<PublishedActionsView>,
+        conditional: Conditional::No,
+        handler: |call| Box::pin(actions::publish(call)),
     },
 ];
 

@@ -1,4 +1,4 @@
-//! `conversation-api`: conversations, statistics and agents over HTTP, for those who read.
+//! `conversation-api`: conversations, statistics and publishing over HTTP.
 //!
 //! Every endpoint is a row of `endpoints.rs`: path, scope, parameters, answers. The router, the checks that precede a
 //! handler (`pipeline.rs`) and the OpenAPI document (`openapi.rs`) derive from these rows, so none of them can forget one.
@@ -30,7 +30,7 @@ use anyhow::Context as _;
 use domain::causes::with_causes;
 use domain::fleet;
 use service::Service;
-use stores::ApiDatabaseServer;
+use stores::{ApiDatabaseServer, Broker};
 use tokio::net::TcpListener;
 
 use crate::api::Api;
@@ -55,7 +55,8 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     ));
     refresh_keys(&service, &authenticator);
     let address = listener.local_addr()?;
-    let api = Arc::new(Api::new(&service, settings, server, authenticator));
+    let endpoints = Broker::of_process(&settings.amqp, service.process())?.endpoints;
+    let api = Arc::new(Api::new(&service, settings, server, authenticator, &endpoints));
     if !address.ip().is_loopback() {
         tracing::warn!(
             "the API listens on {address} without TLS: put a proxy with TLS before it, or set VERBATIM_API_LISTEN to a \

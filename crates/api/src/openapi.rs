@@ -25,7 +25,8 @@ fn document() -> Value {
     let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
     for endpoint in &ENDPOINTS {
         let answer = (endpoint.answer)(&mut generator);
-        let operation = operation(endpoint, &json!(answer));
+        let body = endpoint.body.map(|body| json!(body(&mut generator)));
+        let operation = operation(endpoint, &json!(answer), body);
         let method = endpoint.method.as_str().to_lowercase();
         paths.entry(endpoint.path).or_default().insert(method, operation);
     }
@@ -54,7 +55,7 @@ fn document() -> Value {
     })
 }
 
-fn operation(endpoint: &Endpoint, answer: &Value) -> Value {
+fn operation(endpoint: &Endpoint, answer: &Value, body: Option<Value>) -> Value {
     let parameters: Vec<Value> = endpoint.parameters.iter().map(|it| parameter(*it)).collect();
     let mut answers = Map::new();
     let mut headers = Map::new();
@@ -87,6 +88,11 @@ fn operation(endpoint: &Endpoint, answer: &Value) -> Value {
         "parameters": parameters,
         "responses": answers,
     });
+    if let Some(body) = body {
+        operation["requestBody"] =
+            json!({ "required": true, "content": { "application/json": { "schema": body } } });
+        answers_of_publishing(&mut operation);
+    }
     if endpoint.conditional == Conditional::Yes {
         let known = json!({
             "name": "If-None-Match",
@@ -99,6 +105,20 @@ fn operation(endpoint: &Endpoint, answer: &Value) -> Value {
         }
     }
     operation
+}
+
+/// An endpoint with a body takes a key of idempotency, and may answer before what it does is done.
+fn answers_of_publishing(operation: &mut Value) {
+    operation["responses"]["202"] = operation["responses"]["200"].clone();
+    let key = json!({
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "A request that is repeated with the same key takes effect once",
+        "schema": { "type": "string", "minLength": 1, "maxLength": 512 },
+    });
+    if let Some(list) = operation["parameters"].as_array_mut() {
+        list.push(key);
+    }
 }
 
 fn parameter(it: &dyn Declared) -> Value {

@@ -209,6 +209,24 @@ pub(crate) const MESSAGES: Parameter<u32> = query(
     || json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 100 }),
     |text| whole(text, 1_000),
 );
+pub(crate) const DRY_RUN: Parameter<()> = query(
+    "dry_run",
+    "`1`: the actions are checked and not published",
+    || json!({ "type": "string", "enum": ["1"] }),
+    |text| if text == "1" { Ok(()) } else { Err("it must be 1, or absent".to_owned()) },
+);
+pub(crate) const WAIT: Parameter<Wait> = query(
+    "wait",
+    "`durable`: the answer comes when PostgreSQL has committed what the actions do",
+    || json!({ "type": "string", "enum": ["durable"] }),
+    |text| {
+        if text == "durable" {
+            Ok(Wait::Durable)
+        } else {
+            Err("it must be durable, or absent".to_owned())
+        }
+    },
+);
 pub(crate) const ORDER: Parameter<Order> = query(
     "order",
     "`asc`: from the first message on; `desc`: from the last message back",
@@ -219,6 +237,13 @@ pub(crate) const ORDER: Parameter<Order> = query(
         _ => Err("it must be asc or desc".to_owned()),
     },
 );
+
+/// For what an answer waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// For the commit.
+    Durable,
+}
 
 /// In which order messages are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use access::{ApiKey, Caller, NotAuthenticated};
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{ConnectInfo, RawPathParams, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -174,11 +174,18 @@ async fn handle(
         );
         return Err(Problem::new(Kind::Forbidden, detail));
     }
-    let (parts, _body) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    let body = match endpoint.body {
+        None => Bytes::new(),
+        Some(_) => to_bytes(body, api.settings.max_request_bytes).await.map_err(|_| {
+            let detail = "the body is larger than VERBATIM_MAX_REQUEST_BYTES, or ended early; send fewer actions";
+            Problem::new(Kind::TooLarge, detail)
+        })?,
+    };
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let query = parts.uri.query().unwrap_or_default();
     let parameters = Parameters::of(path, query, endpoint.parameters);
-    let call = Call { api, endpoint, caller, parameters, headers: parts.headers };
+    let call = Call { api, endpoint, caller, parameters, headers: parts.headers, body };
     (endpoint.handler)(call).await.map(Answer::response)
 }
 

@@ -21,26 +21,30 @@ pub(crate) enum Kind {
     Forbidden,
     NotFound,
     MethodNotAllowed,
+    Conflict,
     TooLarge,
     Invalid,
     RateLimited,
     Internal,
     Unavailable,
+    NotPublished,
     TooSlow,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::TenantRequired,
         Self::Unauthenticated,
         Self::Forbidden,
         Self::NotFound,
         Self::MethodNotAllowed,
+        Self::Conflict,
         Self::TooLarge,
         Self::Invalid,
         Self::RateLimited,
         Self::Internal,
         Self::Unavailable,
+        Self::NotPublished,
         Self::TooSlow,
     ];
 
@@ -60,6 +64,9 @@ impl Kind {
                 "method-not-allowed",
                 "This path has no such method",
             ),
+            Self::Conflict => {
+                (StatusCode::CONFLICT, "conflict", "The id is taken by another message")
+            }
             Self::TooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body of the request is too large")
             }
@@ -77,6 +84,11 @@ impl Kind {
             Self::Unavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "PostgreSQL is unavailable")
             }
+            Self::NotPublished => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not-published",
+                "RabbitMQ did not confirm the action",
+            ),
             Self::TooSlow => {
                 (StatusCode::SERVICE_UNAVAILABLE, "too-slow", "The request took too long")
             }
@@ -136,12 +148,17 @@ impl Problem {
 
     /// Parts of the request are invalid.
     pub(crate) fn invalid(faults: Vec<Fault>) -> Self {
+        Self::with_faults(Kind::Invalid, faults)
+    }
+
+    /// An error that concerns parts of the request.
+    pub(crate) fn with_faults(kind: Kind, faults: Vec<Fault>) -> Self {
         let named = |fault: &Fault| {
             let place = fault.parameter.as_deref().or(fault.pointer.as_deref()).unwrap_or("body");
             format!("{place}: {}", fault.detail)
         };
         let detail = faults.iter().map(named).collect::<Vec<_>>().join("; ");
-        Self { faults, ..Self::new(Kind::Invalid, detail) }
+        Self { faults, ..Self::new(kind, detail) }
     }
 
     /// The same for everything that is not there, or is another tenant's.

@@ -8,13 +8,22 @@ use std::time::Duration;
 use access::AuthenticatorSettings;
 use axum::http::HeaderValue;
 use ipnet::IpNet;
-use service::settings::{ApiAccessSettings, bytes, duration, positive_duration};
+use service::settings::{
+    AmqpSettings, AmqpUserSettings, ApiAccessSettings, bytes, duration, positive_duration,
+};
 use stores::ApiLimits;
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Settings {
     #[command(flatten)]
     pub(crate) access: ApiAccessSettings,
+
+    /// For publishing.
+    #[command(flatten)]
+    pub(crate) amqp: AmqpSettings,
+
+    #[command(flatten)]
+    pub(crate) users: AmqpUserSettings,
 
     /// Maximum number of connections to PostgreSQL
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..))]
@@ -55,8 +64,18 @@ pub(crate) struct Settings {
     #[arg(help_heading = "HTTP")]
     pub(crate) request_timeout: Duration,
 
-    /// Maximum size of the body of a request. A larger one is answered with 413
+    /// How long `?wait=durable` waits for the commit. Then the answer is 202
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) durable_wait: Duration,
+
+    /// Maximum size of one action, as the workers have it
     #[arg(long, default_value = "1MiB", value_name = "BYTES", value_parser = bytes)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) max_body_bytes: usize,
+
+    /// Maximum size of the body of a request. A larger one is answered with 413
+    #[arg(long, default_value = "8MiB", value_name = "BYTES", value_parser = bytes)]
     #[arg(help_heading = "HTTP")]
     pub(crate) max_request_bytes: usize,
 

@@ -1,9 +1,11 @@
 //! The JSON of the answers. Each type here is a promise: fields are only added.
 
+mod actions;
 mod conversation;
 mod message;
 mod time;
 mod totals;
 
+pub(crate) use actions::{ActionStatus, ActionsBody, PublishedActionView, PublishedActionsView};
 pub(crate) use conversation::{ConversationListView, ConversationPageView};
 pub(crate) use totals::{AgentStatsView, TenantStatsView};

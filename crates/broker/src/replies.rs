@@ -13,7 +13,7 @@ use domain::causes::with_causes;
 use futures_util::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -22,14 +22,11 @@ use crate::backoff::{Backoff, pause};
 use crate::connection::{Endpoints, Error, Link, request};
 
 /// The replies of a process. Clones share its queue.
-#[derive(Clone, Default)]
-pub struct Replies(Arc<Mutex<State>>);
-
-#[derive(Default)]
-struct State {
+#[derive(Clone)]
+pub struct Replies {
     /// The queue; `None` while there is no connection.
-    queue: Option<String>,
-    expected: HashMap<String, oneshot::Sender<Vec<u8>>>,
+    queue: Arc<watch::Sender<Option<String>>>,
+    expected: Arc<Mutex<HashMap<String, oneshot::Sender<Vec<u8>>>>>,
 }
 
 /// A reply that is expected. Nobody expects it after this is dropped.
@@ -49,7 +46,7 @@ impl Replies {
         while !shutdown.is_cancelled() {
             let receiving = self.receive_once(&endpoints, &mut backoff);
             let ended = shutdown.run_until_cancelled(receiving).await;
-            self.state().queue = None;
+            self.queue.send_replace(None);
             let Some(ended) = ended else { return };
             let error = ended
                 .err()
@@ -59,14 +56,14 @@ impl Replies {
         }
     }
 
-    /// Expects a reply; `None` while there is no connection.
-    #[must_use]
-    pub fn expect(&self) -> Option<ExpectedReply> {
-        let mut state = self.state();
-        let queue = state.queue.clone()?;
+    /// Expects a reply. Waits for a connection, as at the start of the process; `None` if there is none within the limit.
+    pub async fn expect(&self, limit: Duration) -> Option<ExpectedReply> {
+        let mut connected = self.queue.subscribe();
+        let queue =
+            timeout(limit, connected.wait_for(Option::is_some)).await.ok()?.ok()?.clone()?;
         let correlation_id = Uuid::new_v4().to_string();
         let (reply, received) = oneshot::channel();
-        state.expected.insert(correlation_id.clone(), reply);
+        self.expected().insert(correlation_id.clone(), reply);
         Some(ExpectedReply { queue, correlation_id, replies: self.clone(), received })
     }
 
@@ -88,12 +85,12 @@ impl Replies {
             FieldTable::default(),
         );
         let mut replies = request("consume replies", consume).await?;
-        self.state().queue = Some(queue);
+        self.queue.send_replace(Some(queue));
         *backoff = Backoff::new();
         while let Some(reply) = replies.next().await {
             let Ok(reply) = reply else { break };
             let of = reply.properties.correlation_id().as_ref().map(ToString::to_string);
-            let expected = of.and_then(|of| self.state().expected.remove(&of));
+            let expected = of.and_then(|of| self.expected().remove(&of));
             if let Some(expected) = expected {
                 // Fails when nobody waits any more.
                 drop(expected.send(reply.data));
@@ -102,8 +99,14 @@ impl Replies {
         Ok(())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn expected(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Vec<u8>>>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Replies {
+    fn default() -> Self {
+        Self { queue: Arc::new(watch::Sender::new(None)), expected: Arc::default() }
     }
 }
 
@@ -116,6 +119,6 @@ impl ExpectedReply {
 
 impl Drop for ExpectedReply {
     fn drop(&mut self) {
-        self.replies.state().expected.remove(&self.correlation_id);
+        self.replies.expected().remove(&self.correlation_id);
     }
 }

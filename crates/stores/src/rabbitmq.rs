@@ -29,7 +29,7 @@ impl Broker {
     }
 
     /// For any process; does not connect. Fails only on an invalid URL.
-    pub(crate) fn of_process(settings: &AmqpSettings, process: Process) -> Result<Self, Fault> {
+    pub fn of_process(settings: &AmqpSettings, process: Process) -> Result<Self, Fault> {
         let endpoints = Endpoints::parse(&joined(&settings.amqp_url), process.name())
             .map_err(|error| Fault::Setting(format!("AMQP_URL: {error}")))?;
         Ok(Self { endpoints, address: without_secrets(&settings.amqp_url) })

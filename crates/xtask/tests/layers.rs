@@ -18,7 +18,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("hot-store", &["domain", "metrics"]),
     ("database", &["domain", "failpoints", "metrics"]),
     ("access", &["database", "domain"]),
-    ("conversation-api", &["access", "database", "domain", "metrics", "service", "stores"]),
+    (
+        "conversation-api",
+        &["access", "broker", "database", "domain", "metrics", "service", "stores"],
+    ),
     (
         "conversation",
         &["database", "broker", "failpoints", "domain", "hot-store", "metrics", "tokens"],

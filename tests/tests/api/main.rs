@@ -5,6 +5,7 @@
 mod isolation;
 mod keys;
 mod outages;
+mod publishing;
 mod reading;
 mod refusing;
 

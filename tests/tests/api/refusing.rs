@@ -3,20 +3,52 @@
 use serde_json::{Value, json};
 use system_tests::ApiServer;
 
+use testkit::http::Response;
+
 use crate::{archived, started, started_with, with_status};
 
-/// Each path of the OpenAPI document, with values in it.
-async fn paths(api: &ApiServer, tenant: &str) -> Vec<String> {
+/// A valid request to an endpoint.
+struct Valid {
+    method: String,
+    path: String,
+    scope: String,
+    body: &'static str,
+}
+
+impl Valid {
+    async fn send(&self, api: &ApiServer, header: Option<&str>, more: &str) -> Response {
+        let authorization = header.map(|value| ("authorization", value));
+        let headers: Vec<_> = authorization.into_iter().collect();
+        api.send(&self.method, &format!("{}{more}", self.path), &headers, self.body).await
+    }
+
+    async fn with_key(&self, api: &ApiServer, key: &str) -> Response {
+        self.send(api, Some(&format!("Bearer {key}")), "").await
+    }
+}
+
+/// A valid request to each endpoint of the OpenAPI document.
+async fn endpoints(api: &ApiServer, tenant: &str) -> Vec<Valid> {
     let openapi = with_status(&api.request("GET", "/openapi.json", &[]).await, 200);
-    let paths = openapi["paths"].as_object().unwrap().keys();
-    let filled = paths.map(|path| {
-        path.replace("{tenant_id}", tenant)
-            .replace("{conversation_id}", "c0")
-            .replace("{agent_id}", "ada")
-    });
-    let paths: Vec<String> = filled.collect();
-    assert!(paths.len() >= 4 && paths.iter().all(|path| !path.contains('{')), "{paths:?}");
-    paths
+    let mut endpoints = Vec::new();
+    for (path, methods) in openapi["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let about = operation["description"].as_str().unwrap();
+            let scope = about.rsplit_once("Scope: `").unwrap().1.trim_end_matches("`.");
+            let path = path.replace("{tenant_id}", tenant).replace("{conversation_id}", "c0");
+            endpoints.push(Valid {
+                method: method.to_uppercase(),
+                path: path.replace("{agent_id}", "ada"),
+                scope: scope.to_owned(),
+                body: match operation["requestBody"].is_null() {
+                    true => "",
+                    false => r#"{"action_type":"conversation.session_opened","session_id":"s"}"#,
+                },
+            });
+        }
+    }
+    assert!(endpoints.len() >= 5 && endpoints.iter().all(|it| !it.path.contains('{')));
+    endpoints
 }
 
 fn kind(problem: &Value) -> &str {
@@ -27,38 +59,37 @@ fn kind(problem: &Value) -> &str {
 async fn every_endpoint_needs_a_key_with_its_scope() {
     let (scenario, api) = started().await;
     archived(&scenario, "acme", 1, 1).await;
-    let (reader, other) = (api.key("acme", &["read"]).await, api.key("acme", &["export"]).await);
-    let nothing = api.key("acme", &[]).await;
-    for path in paths(&api, "acme").await {
-        with_status(&api.get(&reader, &path).await, 200);
-        let missing = api.request("GET", &path, &[]).await;
+    let all = api.key("acme", &["read", "write"]).await;
+    let nothing = api.key("acme", &["export"]).await;
+    let endpoints = endpoints(&api, "acme").await;
+    for endpoint in &endpoints {
+        let path = &endpoint.path;
+        let answer = endpoint.with_key(&api, &all).await;
+        assert!([200, 202].contains(&answer.status), "{path}: {answer:?}");
+        let missing = endpoint.send(&api, None, "").await;
         assert_eq!(kind(&with_status(&missing, 401)), "unauthenticated");
         assert!(missing.header("www-authenticate").unwrap().starts_with("Bearer"));
+        let last = if all.ends_with('x') { 'y' } else { 'x' };
         for (header, said) in [
             ("Basic dTpw".to_owned(), "must be `Bearer"),
             ("Bearer".to_owned(), "must be `Bearer"),
             ("Bearer vbt_x".to_owned(), "form"),
-            (format!("Bearer {}", &reader[..reader.len() - 1]), "form"),
-            (format!("Bearer {}x", &reader[..reader.len() - 1]), "checksum"),
+            (format!("Bearer {}", &all[..all.len() - 1]), "form"),
+            (format!("Bearer {}{last}", &all[..all.len() - 1]), "checksum"),
         ] {
-            // The last character may have been an x.
-            let refused = api.request("GET", &path, &[("authorization", &header)]).await;
-            if header == format!("Bearer {reader}") {
-                continue;
-            }
-            let problem = with_status(&refused, 401);
+            let problem = with_status(&endpoint.send(&api, Some(&header), "").await, 401);
             assert!(problem["detail"].as_str().unwrap().contains(said), "{header}: {problem}");
         }
         let unknown = access::ApiKey::generate().unwrap();
-        let problem = with_status(&api.get(unknown.expose(), &path).await, 401);
+        let problem = with_status(&endpoint.with_key(&api, unknown.expose()).await, 401);
         assert_eq!(problem["detail"], "the key is unknown");
-        for key in [&other, &nothing] {
-            let problem = with_status(&api.get(key, &path).await, 403);
-            assert!(problem["detail"].as_str().unwrap().contains("no scope read"), "{problem}");
-        }
+        let problem = with_status(&endpoint.with_key(&api, &nothing).await, 403);
+        let said = format!("no scope {}", endpoint.scope);
+        assert!(problem["detail"].as_str().unwrap().contains(&said), "{problem}");
     }
     let metrics = api.worker.get("/metrics").await.unwrap().body;
-    for (reason, count) in [("missing", 4), ("unknown", 4)] {
+    for reason in ["missing", "unknown"] {
+        let count = endpoints.len();
         let line = format!("verbatim_refused_credentials_total{{reason=\"{reason}\"}} {count}\n");
         assert!(metrics.contains(&line), "{line} in {metrics}");
     }
@@ -68,15 +99,18 @@ async fn every_endpoint_needs_a_key_with_its_scope() {
 async fn every_endpoint_refuses_what_it_does_not_know_and_names_it() {
     let (scenario, api) = started().await;
     archived(&scenario, "acme", 1, 1).await;
-    let key = api.key("acme", &["read"]).await;
-    for path in paths(&api, "acme").await {
-        let problem = with_status(&api.get(&key, &format!("{path}?lmit=5&x=1")).await, 422);
+    let key = api.key("acme", &["read", "write"]).await;
+    let bearer = format!("Bearer {key}");
+    for endpoint in endpoints(&api, "acme").await {
+        let path = &endpoint.path;
+        let problem = with_status(&endpoint.send(&api, Some(&bearer), "?lmit=5&x=1").await, 422);
         let named: Vec<_> =
             problem["errors"].as_array().unwrap().iter().map(|it| &it["parameter"]).collect();
         assert_eq!(named, ["lmit", "x"], "{path}: {problem}");
-        let method = api.request("DELETE", &path, &[]).await;
+        let method = api.request("DELETE", path, &[]).await;
         assert_eq!(kind(&with_status(&method, 405)), "method-not-allowed");
-        assert_eq!(method.header("allow"), Some("GET,HEAD"), "{path}");
+        let allowed = if endpoint.method == "GET" { "GET,HEAD" } else { "POST" };
+        assert_eq!(method.header("allow"), Some(allowed), "{path}");
         let unknown = with_status(&api.get(&key, &format!("{path}/x")).await, 404);
         assert!(unknown["detail"].as_str().unwrap().contains("no endpoint"), "{unknown}");
     }
