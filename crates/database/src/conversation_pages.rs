@@ -139,7 +139,7 @@ impl Database {
     }
 }
 
-fn page(
+pub(crate) fn page(
     tenant: &TenantId,
     filter: &PageFilter,
     after: Option<&PagePosition>,

@@ -27,6 +27,8 @@ mod golden;
 mod lock_or_insert;
 mod locked;
 mod messages;
+#[cfg(test)]
+mod plans;
 mod pool;
 mod postgresql_identity;
 mod reopened;

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use chrono::NaiveDate;
 use domain::ids::TenantId;
-use sqlx::{FromRow, QueryBuilder, Row as _};
+use sqlx::{FromRow, Postgres, QueryBuilder, Row as _};
 
 use crate::{Database, Result};
 
@@ -61,6 +61,9 @@ pub struct GroupedTotals {
     pub models: Vec<(String, Totals)>,
 }
 
+/// Counts the active conversations of a tenant, up to a limit.
+pub(crate) const ACTIVE: &str = "SELECT count(*) FROM (SELECT FROM conversations WHERE tenant_id = $1 AND status = 'active' LIMIT $2) AS a";
+
 /// The beginning of the statement. Each average is weighted by what it is an average of.
 static SUMS: LazyLock<String> = LazyLock::new(|| {
     let weighted = |average: &str, weight: &str| {
@@ -82,6 +85,24 @@ static SUMS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+pub(crate) fn sums(tenant: &TenantId, request: &TotalsRequest) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::new(SUMS.as_str());
+    query.push_bind(tenant.as_str().to_owned()).push(" AND day BETWEEN ").push_bind(request.from);
+    query.push(" AND ").push_bind(request.to);
+    for (column, value) in
+        [(" AND agent_id = ", &request.agent), (" AND model_name = ", &request.model)]
+    {
+        if let Some(value) = value {
+            query.push(column).push_bind(value.clone());
+        }
+    }
+    query.push(
+        " GROUP BY GROUPING SETS ((), (day), (agent_id), (model_name))
+          ORDER BY day, conversations DESC, agent_id, model_name",
+    );
+    query
+}
+
 impl Database {
     /// The totals of these days.
     ///
@@ -92,23 +113,7 @@ impl Database {
         tenant: &TenantId,
         request: &TotalsRequest,
     ) -> Result<GroupedTotals> {
-        let mut query = QueryBuilder::new(SUMS.as_str());
-        query
-            .push_bind(tenant.as_str().to_owned())
-            .push(" AND day BETWEEN ")
-            .push_bind(request.from);
-        query.push(" AND ").push_bind(request.to);
-        for (column, value) in
-            [(" AND agent_id = ", &request.agent), (" AND model_name = ", &request.model)]
-        {
-            if let Some(value) = value {
-                query.push(column).push_bind(value.clone());
-            }
-        }
-        query.push(
-            " GROUP BY GROUPING SETS ((), (day), (agent_id), (model_name))
-              ORDER BY day, conversations DESC, agent_id, model_name",
-        );
+        let mut query = sums(tenant, request);
         let mut grouped = GroupedTotals::default();
         for row in self.rows(query.build()).await? {
             let totals = Totals::from_row(&row)?;
@@ -128,11 +133,7 @@ impl Database {
     /// # Errors
     /// PostgreSQL failed.
     pub async fn active_conversations(&self, tenant: &TenantId) -> Result<i64> {
-        let query = sqlx::query_as(
-            "SELECT count(*) FROM (SELECT FROM conversations WHERE tenant_id = $1 AND status = 'active' LIMIT $2) AS a",
-        )
-        .bind(tenant.as_str())
-        .bind(COUNTED_ACTIVE);
+        let query = sqlx::query_as(ACTIVE).bind(tenant.as_str()).bind(COUNTED_ACTIVE);
         self.value(query).await.map(|(count,)| count)
     }
 }

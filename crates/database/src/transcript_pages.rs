@@ -92,27 +92,33 @@ impl Database {
     }
 }
 
+pub(crate) fn conversation_statement() -> String {
+    format!(
+        "SELECT {SUMMARY}, c.number, c.metadata::text AS metadata, c.erased_at, c.satisfaction_at
+         FROM conversations c WHERE c.tenant_id = $1 AND c.id = $2"
+    )
+}
+
 async fn conversation(
     connection: &mut PgConnection,
     key: &ConversationKey,
 ) -> Result<Option<PgRow>> {
-    let query = format!(
-        "SELECT {SUMMARY}, c.number, c.metadata::text AS metadata, c.erased_at, c.satisfaction_at
-         FROM conversations c WHERE c.tenant_id = $1 AND c.id = $2"
-    );
-    Ok(sqlx::query(AssertSqlSafe(query))
+    Ok(sqlx::query(AssertSqlSafe(conversation_statement()))
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str())
         .fetch_optional(connection)
         .await?)
 }
 
+pub(crate) const fn statistics_statement() -> &'static str {
+    "SELECT * FROM conversation_stats WHERE tenant_id = $1 AND conversation_id = $2"
+}
+
 async fn statistics(
     connection: &mut PgConnection,
     key: &ConversationKey,
 ) -> Result<Option<ConversationStats>> {
-    let query = "SELECT * FROM conversation_stats WHERE tenant_id = $1 AND conversation_id = $2";
-    Ok(sqlx::query_as(query)
+    Ok(sqlx::query_as(statistics_statement())
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str())
         .fetch_optional(connection)
@@ -126,17 +132,12 @@ struct Messages {
 
 /// As `read_page` of `messages.rs`: the innermost query reads the index in its order, with all rows of the last time,
 /// which are then sorted by id.
-async fn messages(
-    connection: &mut PgConnection,
-    number: i64,
-    request: &TranscriptRequest,
-    erased_at: Option<DateTime<Utc>>,
-) -> Result<Messages> {
-    let (order, beyond, start) = match request.order {
+pub(crate) fn messages_statement(order: ReadingOrder) -> String {
+    let (direction, beyond, start) = match order {
         ReadingOrder::OldestFirst => ("ASC", ">", "-infinity"),
         ReadingOrder::NewestFirst => ("DESC", "<", "infinity"),
     };
-    let query = format!(
+    format!(
         "SELECT page.*, (SELECT t.tokens FROM message_tokens t WHERE t.conversation = $1 AND t.id = page.id) AS tokens
          FROM (SELECT {MESSAGE_COLUMNS},
                       row_number() OVER in_order AS n,
@@ -146,14 +147,22 @@ async fn messages(
                        AND created_at {beyond}= coalesce($2, '{start}'::timestamptz)
                        AND ($2 IS NULL OR created_at {beyond} $2 OR id {beyond} $3 COLLATE \"C\")
                        AND created_at > coalesce($4, '-infinity'::timestamptz)
-                     ORDER BY created_at {order} FETCH FIRST ($5) ROWS WITH TIES) AS m
-               WINDOW in_order AS (ORDER BY m.created_at {order}, m.id {order})) AS page
+                     ORDER BY created_at {direction} FETCH FIRST ($5) ROWS WITH TIES) AS m
+               WINDOW in_order AS (ORDER BY m.created_at {direction}, m.id {direction})) AS page
          WHERE n <= $5 AND (n = 1 OR bytes <= $6)
          ORDER BY n"
-    );
+    )
+}
+
+async fn messages(
+    connection: &mut PgConnection,
+    number: i64,
+    request: &TranscriptRequest,
+    erased_at: Option<DateTime<Utc>>,
+) -> Result<Messages> {
     let wanted = i64::from(request.limit);
     let after = request.after.as_ref();
-    let rows = sqlx::query(AssertSqlSafe(query))
+    let rows = sqlx::query(AssertSqlSafe(messages_statement(request.order)))
         .bind(number)
         .bind(after.map(|position| DateTime::<Utc>::from(position.created_at)))
         .bind(after.map(|position| position.id.as_str()))
@@ -177,6 +186,20 @@ async fn messages(
     Ok(Messages { messages, has_more })
 }
 
+/// Whether a message lies beyond a position.
+pub(crate) fn beyond(order: ReadingOrder) -> String {
+    let beyond = match order {
+        ReadingOrder::OldestFirst => ">",
+        ReadingOrder::NewestFirst => "<",
+    };
+    format!(
+        "SELECT EXISTS (SELECT FROM message_rows
+                        WHERE conversation = $1 AND created_at {beyond}= $2
+                          AND (created_at {beyond} $2 OR id {beyond} $3 COLLATE \"C\")
+                          AND created_at > coalesce($4, '-infinity'::timestamptz))"
+    )
+}
+
 async fn any_beyond(
     connection: &mut PgConnection,
     number: i64,
@@ -184,17 +207,7 @@ async fn any_beyond(
     order: ReadingOrder,
     erased_at: Option<DateTime<Utc>>,
 ) -> Result<bool> {
-    let beyond = match order {
-        ReadingOrder::OldestFirst => ">",
-        ReadingOrder::NewestFirst => "<",
-    };
-    let query = format!(
-        "SELECT EXISTS (SELECT FROM message_rows
-                        WHERE conversation = $1 AND created_at {beyond}= $2
-                          AND (created_at {beyond} $2 OR id {beyond} $3 COLLATE \"C\")
-                          AND created_at > coalesce($4, '-infinity'::timestamptz))"
-    );
-    Ok(sqlx::query_scalar(AssertSqlSafe(query))
+    Ok(sqlx::query_scalar(AssertSqlSafe(beyond(order)))
         .bind(number)
         .bind(DateTime::<Utc>::from(position.created_at))
         .bind(position.id.as_str())

@@ -1,0 +1,173 @@
+//! The plans of every statement that the conversation-api runs, as its role has them: each reads a bounded number of rows.
+//!
+//! The statements are prepared and explained with generic plans, as the API runs them, on tables with enough rows that a
+//! wrong index costs more. A plan may not scan a whole table, and may sort or hash only what a limit or a whole key
+//! bounds: else a request would cost as much as its tenant has rows.
+
+use domain::ids::TenantId;
+use domain::status::ConversationStatus;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, Execute as _, PgConnection};
+use testkit::TestEnv;
+
+use crate::conversation_pages::{PageFilter, PagePosition, page};
+use crate::totals::{TotalsRequest, sums};
+use crate::transcript_pages::{
+    ReadingOrder, beyond, conversation_statement, messages_statement, statistics_statement,
+};
+use crate::{ApiRole, Database, Settings, TenantKey};
+
+fn settings(url: &str) -> Settings {
+    Settings {
+        url: url.to_owned(),
+        application: "test".to_owned(),
+        connections: 2,
+        time_out: std::time::Duration::from_secs(30),
+        lock_time_out: std::time::Duration::from_secs(1),
+    }
+}
+
+/// Every statement, by name.
+fn statements() -> Vec<(String, String)> {
+    let tenant = TenantId::new("acme").unwrap();
+    let mut all = Vec::new();
+    let text = |text: &str| Some(text.to_owned());
+    let at = chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+    let position = PagePosition { created_at: at, id: "c".to_owned() };
+    // Each combination of what chooses the index, with and without a cursor, times and other filters.
+    for (agent, user) in
+        [(None, None), (text("a"), None), (None, text("u")), (text("a"), text("u"))]
+    {
+        for bits in 0..8 {
+            let filter = PageFilter {
+                agent: agent.clone(),
+                user: user.clone(),
+                status: (bits & 1 > 0).then_some(ConversationStatus::Archived),
+                model: (bits & 1 > 0).then(|| "m".to_owned()),
+                from: (bits & 2 > 0).then_some(at),
+                to: (bits & 2 > 0).then_some(at),
+            };
+            let after = (bits & 4 > 0).then_some(&position);
+            let sql = page(&tenant, &filter, after, 50).build().sql().as_str().to_owned();
+            all.push((format!("page of {filter:?} after {}", after.is_some()), sql));
+        }
+    }
+    for order in [ReadingOrder::OldestFirst, ReadingOrder::NewestFirst] {
+        all.push((format!("messages {order:?}"), messages_statement(order)));
+        all.push((format!("beyond {order:?}"), beyond(order)));
+    }
+    all.push(("conversation".to_owned(), conversation_statement()));
+    all.push(("statistics".to_owned(), statistics_statement().to_owned()));
+    for (agent, model) in
+        [(None, None), (text("a"), None), (None, text("m")), (text("a"), text("m"))]
+    {
+        let day = at.date_naive();
+        let request = TotalsRequest { from: day, to: day, agent, model };
+        let sql = sums(&tenant, &request).build().sql().as_str().to_owned();
+        all.push((format!("totals of {request:?}"), sql));
+    }
+    all.push(("active".to_owned(), crate::totals::ACTIVE.to_owned()));
+    all
+}
+
+#[tokio::test]
+async fn every_statement_of_the_api_reads_a_bounded_number_of_rows() {
+    let env = TestEnv::new().await;
+    let owner = Database::open(&settings(&env.database_url)).unwrap();
+    owner.migrate(|| {}).await.unwrap();
+    let key = TenantKey::new([7; 32]);
+    let role = ApiRole { name: env.api_role(), password: Some("s3cret".to_owned()) };
+    owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
+    env.psql(
+        "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation, agent_id, user_id, model_name, status)
+         SELECT 't' || n % 3, 'c' || n, 's', timestamptz '2026-01-01' + n * interval '1 second', n, 'a' || n % 5, 'u' || n % 50,
+                'm', CASE n % 20 WHEN 0 THEN 'active' ELSE 'archived' END
+         FROM generate_series(1, 20000) AS n;
+         INSERT INTO message_rows (conversation, created_at, received_at, id, role, content, body_hash)
+         SELECT number, created_at + m * interval '1 second', now(), 'm' || m, 'user', 'c', ''
+         FROM conversations, generate_series(1, 3) AS m;
+         INSERT INTO daily_stats (tenant_id, agent_id, model_name, day, conversations)
+         SELECT 't' || n % 3, 'a' || n % 5, 'm', date '2026-01-01' + n, 1 FROM generate_series(1, 2000) AS n;
+         ANALYZE",
+    )
+    .await
+    .unwrap();
+    let (_, address) = env.database_url.rsplit_once('@').unwrap();
+    let url = format!("postgres://{}:s3cret@{address}", role.name);
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    let mut faults = Vec::new();
+    for (name, sql) in statements() {
+        let mut transaction = connection.begin().await.unwrap();
+        let signed = key.signed(&TenantId::new("t1").unwrap());
+        sqlx::query("SELECT set_config('verbatim.tenant', $1, true)")
+            .bind(signed)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        sqlx::raw_sql(AssertSqlSafe(format!("PREPARE explained AS {sql}")))
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        let parameters: i32 =
+            sqlx::query_scalar("SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = 'explained'")
+                .fetch_one(&mut *transaction)
+                .await
+                .unwrap();
+        let nulls = vec!["NULL"; usize::try_from(parameters).unwrap()].join(", ");
+        let explain = format!("EXPLAIN (FORMAT JSON) EXECUTE explained({nulls})");
+        let row: sqlx::postgres::PgRow =
+            sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *transaction).await.unwrap();
+        let plan: Value = sqlx::Row::get(&row, 0);
+        let mut found = Vec::new();
+        examine(&plan[0]["Plan"], &name, &mut found);
+        if !found.is_empty() {
+            faults.push(format!(
+                "{name}:\n  {}\n{}",
+                found.join("\n  "),
+                serde_json::to_string_pretty(&plan).unwrap()
+            ));
+        }
+        transaction.rollback().await.unwrap();
+        sqlx::raw_sql("DEALLOCATE explained").execute(&mut connection).await.ok();
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n\n"));
+}
+
+/// Notes what reads more than a bounded number of rows.
+fn examine(plan: &Value, statement: &str, faults: &mut Vec<String>) {
+    let node = plan["Node Type"].as_str().unwrap();
+    let relation = plan["Relation Name"].as_str().unwrap_or_default();
+    match node {
+        // Only the table with one row.
+        "Seq Scan" if relation != "hot_epoch" => faults.push(format!("Seq Scan of {relation}")),
+        "Hash" | "Sort" | "Incremental Sort" | "Hash Join" | "Merge Join" => {
+            // Sums of days read the rows of the days that were asked for.
+            let is_sum_of_days = statement.starts_with("totals");
+            if !is_sum_of_days && !plan["Plans"].as_array().unwrap().iter().all(is_bounded) {
+                faults.push(format!("{node} of what no limit bounds"));
+            }
+        }
+        // An index must be entered by a condition, not read from its beginning.
+        "Index Scan" | "Index Only Scan" | "Bitmap Index Scan" if plan["Index Cond"].is_null() => {
+            faults.push(format!("{node} of all of {}", plan["Index Name"]));
+        }
+        _ => {}
+    }
+    for child in plan["Plans"].as_array().into_iter().flatten() {
+        examine(child, statement, faults);
+    }
+}
+
+/// Whether a limit, or a whole key, bounds the rows of a plan.
+fn is_bounded(plan: &Value) -> bool {
+    match plan["Node Type"].as_str().unwrap() {
+        "Limit" | "Result" => true,
+        _ => plan["Plans"].as_array().is_some_and(|plans| {
+            let inputs = plans.iter().filter(|it| {
+                it["Parent Relationship"] == "Outer" || it["Parent Relationship"] == "Subquery"
+            });
+            let mut inputs = inputs.peekable();
+            inputs.peek().is_some() && inputs.all(is_bounded)
+        }),
+    }
+}
