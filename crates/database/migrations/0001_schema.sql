@@ -62,8 +62,8 @@ CREATE INDEX conversations_by_session ON conversations (tenant_id, session_id) W
 CREATE INDEX conversations_by_agent ON conversations (tenant_id, agent_id, created_at, id) WHERE agent_id IS NOT NULL;
 CREATE INDEX conversations_by_user ON conversations (tenant_id, user_id, created_at, id) WHERE user_id IS NOT NULL;
 CREATE INDEX conversations_by_date ON conversations (tenant_id, created_at, id) WHERE created_at IS NOT NULL;
--- Those that go on, by tenant.
-CREATE INDEX conversations_active ON conversations (tenant_id) WHERE status = 'active';
+-- Those that go on: few of a tenant's conversations, and what a list is asked for most.
+CREATE INDEX conversations_active ON conversations (tenant_id, created_at, id) WHERE status = 'active';
 -- The work lists of the sweeps: each index holds only what is still to be done.
 CREATE INDEX conversations_close_requested ON conversations (close_requested_at)
     WHERE status = 'active' AND close_requested_at IS NOT NULL;

@@ -1,7 +1,7 @@
 //! Pages of a tenant's conversations, newest first, with filters.
 //!
-//! A page walks one index in its order and stops when it is full: the index by user or by agent if one is named, else that
-//! by time. The other filters are applied to what it walks. So a filter that hardly any conversation matches cannot make
+//! A page walks one index in its order and stops when it is full: the index by user or by agent if one is named, that of
+//! active conversations if only those are wanted, else that by time. The other filters are applied to what it walks. So a filter that hardly any conversation matches cannot make
 //! one request read all of a tenant: after [`WALK`] conversations the page ends, and says where the next one begins.
 
 use chrono::{DateTime, Utc};
@@ -150,8 +150,13 @@ pub(crate) fn page(
     let by_user = filter.user.as_deref();
     // A user has fewer conversations than an agent.
     let by_agent = filter.agent.as_deref().filter(|_| by_user.is_none());
+    // Active conversations have an index of their own. Of one user or agent there are few enough to walk.
+    let by_active = filter.status == Some(ConversationStatus::Active)
+        && by_user.is_none()
+        && by_agent.is_none();
+    let status = filter.status.filter(|_| !by_active).map(ConversationStatus::as_str);
     for (column, value) in [
-        (" AND w.status = ", filter.status.map(ConversationStatus::as_str)),
+        (" AND w.status = ", status),
         (" AND w.agent_id = ", filter.agent.as_deref().filter(|_| by_agent.is_none())),
         (" AND w.whole_model = ", filter.model.as_deref()),
     ] {
@@ -167,6 +172,8 @@ pub(crate) fn page(
     match (by_user, by_agent) {
         (Some(user), _) => query.push(" AND c.user_id = ").push_bind(user.to_owned()),
         (None, Some(agent)) => query.push(" AND c.agent_id = ").push_bind(agent.to_owned()),
+        // Written out: only then PostgreSQL sees that the index has all of them.
+        (None, None) if by_active => query.push(" AND c.status = 'active'"),
         // Allows the index by time.
         (None, None) => query.push(" AND c.created_at IS NOT NULL"),
     };

@@ -38,11 +38,11 @@ fn statements() -> Vec<(String, String)> {
     for (agent, user) in
         [(None, None), (text("a"), None), (None, text("u")), (text("a"), text("u"))]
     {
-        for bits in 0..8 {
+        for (bits, status) in (0..8).flat_map(|bits| ConversationStatus::ALL.map(|it| (bits, it))) {
             let filter = PageFilter {
                 agent: agent.clone(),
                 user: user.clone(),
-                status: (bits & 1 > 0).then_some(ConversationStatus::Archived),
+                status: (bits & 1 > 0).then_some(status),
                 model: (bits & 1 > 0).then(|| "m".to_owned()),
                 from: (bits & 2 > 0).then_some(at),
                 to: (bits & 2 > 0).then_some(at),

@@ -96,7 +96,7 @@ async fn pages_of_any_filter_have_each_conversation_once_newest_first() {
     let mut order: Vec<u32> = (0..200).collect();
     order.sort_by_key(|n| (std::cmp::Reverse(n / 3), std::cmp::Reverse(format!("c{n}"))));
     let text = |prefix: &str, n: u32| Some(format!("{prefix}{n}"));
-    let filters: [(PageFilter, &dyn Fn(u32) -> bool); 7] = [
+    let filters: [(PageFilter, &dyn Fn(u32) -> bool); 8] = [
         (PageFilter::default(), &|_| true),
         (PageFilter { agent: text("a", 3), ..PageFilter::default() }, &|n| n % 7 == 3),
         (PageFilter { user: text("u", 3), ..PageFilter::default() }, &|n| n % 11 == 3),
@@ -107,6 +107,9 @@ async fn pages_of_any_filter_have_each_conversation_once_newest_first() {
         ),
         (PageFilter { agent: text("a", 1), user: text("u", 1), ..PageFilter::default() }, &|n| {
             n % 77 == 1
+        }),
+        (PageFilter { status: Some(ConversationStatus::Active), ..PageFilter::default() }, &|n| {
+            n % 10 != 0
         }),
         (
             PageFilter {
