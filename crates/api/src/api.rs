@@ -10,6 +10,7 @@ use metrics::Metrics;
 use service::Service;
 use stores::ApiDatabaseServer;
 
+use crate::bodies::Bodies;
 use crate::rates::Rates;
 use crate::settings::Settings;
 
@@ -20,6 +21,7 @@ pub(crate) struct Api {
     pub(crate) secrets: Secrets,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) rates: Rates,
+    pub(crate) bodies: Bodies,
     pub(crate) publisher: Publisher,
     pub(crate) replies: Replies,
     /// The user that RabbitMQ validates, where the workers check it.
@@ -42,6 +44,7 @@ impl Api {
             replies: receive_replies(service, endpoints),
             amqp_user: is_checked.then(|| endpoints.user().to_owned()),
             rates: Rates::new(settings.key_rate, settings.key_burst),
+            bodies: Bodies::new(settings.max_request_bytes, settings.max_requests_bytes),
             settings,
             database: server.database,
             secrets: server.secrets,

@@ -94,10 +94,11 @@ pub(crate) static ENDPOINTS: [Endpoint; 5] = [
         scope: Scope::Write,
         summary: "Publish one action, or an array of at most 1000",
         about: "The actions are those that agents publish to RabbitMQ (docs/contract). `tenant_id` may be left out. All are \
-                checked first; if one is refused, none is published. 202: RabbitMQ confirmed them; they take effect once, or \
-                become dead letters. With `wait=durable` 200: they have taken effect; 202: not within 10 s \
-                (VERBATIM_DURABLE_WAIT), and they will; 409: another message has the id. The header `Idempotency-Key` becomes \
-                `action_id`; in an array key and position do. `conversation.erase` needs the scope `erase` too.",
+                checked first; if one is refused, none is published. 202: RabbitMQ confirmed them; each takes effect, or becomes a dead \
+                letter. With `wait=durable` 200: they have taken effect; 202: not within 10 s (VERBATIM_DURABLE_WAIT); 409 and \
+                422 `refused`: a worker did not carry out those that are named, the others it did. The header \
+                `Idempotency-Key` becomes `action_id`; in an array key and position do. An action that is repeated with the \
+                same id takes effect once. `conversation.erase` needs the scope `erase` too.",
         parameters: &[&p::TENANT, &p::DRY_RUN, &p::WAIT],
         body: Some(schema::<ActionsBody>),
         answer: schema::<PublishedActionsView>,

@@ -7,6 +7,7 @@
 //! tenant alone; another tenant's id is answered as an id that never was.
 
 mod api;
+mod bodies;
 mod client_address;
 mod connections;
 mod cursor;
@@ -45,6 +46,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let listener = TcpListener::bind(settings.api_listen).await.with_context(|| {
         format!("cannot listen on {} (VERBATIM_API_LISTEN)", settings.api_listen)
     })?;
+    settings.check()?;
     let server = ApiDatabaseServer::of_service(&service, &settings.access, settings.database())?;
     server.watch(&service);
     server.wait_until_verified().await?;

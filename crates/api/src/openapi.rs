@@ -113,7 +113,7 @@ fn answers_of_publishing(operation: &mut Value) {
     let key = json!({
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "A request that is repeated with the same key takes effect once",
+        "description": "Becomes the `action_id` of an action that has none: repeated with the same key it takes effect once",
         "schema": { "type": "string", "minLength": 1, "maxLength": 512 },
     });
     if let Some(list) = operation["parameters"].as_array_mut() {

@@ -6,8 +6,9 @@
 //! | the key is read and checked | 401, 503 |
 //! | the key's rate | 429 |
 //! | the scope of the endpoint | 403 |
+//! | the body is read | 413, 422 |
 //! | the parameters are decoded; unknown ones are refused | 422 |
-//! | the handler: tenant, database, answer | 400, 404, 422, 503 |
+//! | the handler: tenant, database, RabbitMQ, answer | 400, 403, 404, 409, 422, 503 |
 //! | headers, metrics, a log line | |
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use access::{ApiKey, Caller, NotAuthenticated};
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::Body;
 use axum::extract::{ConnectInfo, RawPathParams, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -30,6 +31,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::api::Api;
+use crate::bodies::ReadBody;
 use crate::client_address::client_address;
 use crate::documents::DOCUMENTS;
 use crate::endpoint::{Answer, Call, Endpoint};
@@ -176,17 +178,17 @@ async fn handle(
     }
     let (parts, body) = request.into_parts();
     let body = match endpoint.body {
-        None => Bytes::new(),
-        Some(_) => to_bytes(body, api.settings.max_request_bytes).await.map_err(|_| {
-            let detail = "the body is larger than VERBATIM_MAX_REQUEST_BYTES, or ended early; send fewer actions";
-            Problem::new(Kind::TooLarge, detail)
-        })?,
+        None => ReadBody::default(),
+        Some(_) => api.bodies.read(&parts.headers, body).await?,
     };
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let query = parts.uri.query().unwrap_or_default();
     let parameters = Parameters::of(path, query, endpoint.parameters);
-    let call = Call { api, endpoint, caller, parameters, headers: parts.headers, body };
-    (endpoint.handler)(call).await.map(Answer::response)
+    let call = Call { api, endpoint, caller, parameters, headers: parts.headers, body: body.bytes };
+    // The permit of the body ends with the answer.
+    let answer = (endpoint.handler)(call).await.map(Answer::response);
+    drop(body.permit);
+    answer
 }
 
 /// The caller with the key of `Authorization: Bearer`.

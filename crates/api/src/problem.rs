@@ -24,6 +24,7 @@ pub(crate) enum Kind {
     Conflict,
     TooLarge,
     Invalid,
+    Refused,
     RateLimited,
     Internal,
     Unavailable,
@@ -32,7 +33,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::TenantRequired,
         Self::Unauthenticated,
         Self::Forbidden,
@@ -41,6 +42,7 @@ impl Kind {
         Self::Conflict,
         Self::TooLarge,
         Self::Invalid,
+        Self::Refused,
         Self::RateLimited,
         Self::Internal,
         Self::Unavailable,
@@ -57,7 +59,11 @@ impl Kind {
             Self::Unauthenticated => {
                 (StatusCode::UNAUTHORIZED, "unauthenticated", "The request has no valid API key")
             }
-            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "The API key lacks a scope"),
+            Self::Forbidden => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "The API key, or the API itself, may not do this",
+            ),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing"),
             Self::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -65,7 +71,7 @@ impl Kind {
                 "This path has no such method",
             ),
             Self::Conflict => {
-                (StatusCode::CONFLICT, "conflict", "The id is taken by another message")
+                (StatusCode::CONFLICT, "conflict", "What is stored contradicts the action")
             }
             Self::TooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body of the request is too large")
@@ -73,6 +79,11 @@ impl Kind {
             Self::Invalid => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "A part of the request is invalid")
             }
+            Self::Refused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "refused",
+                "The actions are published; a worker did not carry out every one",
+            ),
             Self::RateLimited => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate-limited",

@@ -79,6 +79,11 @@ pub(crate) struct Settings {
     #[arg(help_heading = "HTTP")]
     pub(crate) max_request_bytes: usize,
 
+    /// Maximum size of the bodies of all requests together that one replica holds. Further ones wait
+    #[arg(long, default_value = "64MiB", value_name = "BYTES", value_parser = bytes)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) max_requests_bytes: usize,
+
     /// Maximum size of the messages in one page of a transcript. A page has at least one message
     #[arg(long, default_value = "4MiB", value_name = "BYTES", value_parser = bytes)]
     #[arg(help_heading = "HTTP")]
@@ -109,7 +114,22 @@ pub(crate) struct Settings {
     pub(crate) cors_origins: Vec<HeaderValue>,
 }
 
+/// How long a request may take besides `durable_wait`: connecting for replies, and RabbitMQ's confirm.
+const PUBLISHING: Duration = Duration::from_secs(17);
+
 impl Settings {
+    /// Fails if settings contradict each other.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.request_timeout >= self.durable_wait + PUBLISHING,
+            "VERBATIM_DURABLE_WAIT is {:?}: VERBATIM_REQUEST_TIMEOUT ({:?}) must be at least {} s longer",
+            self.durable_wait,
+            self.request_timeout,
+            PUBLISHING.as_secs()
+        );
+        Ok(())
+    }
+
     pub(crate) fn database(&self) -> ApiLimits {
         ApiLimits {
             connections: self.api_database_connections,

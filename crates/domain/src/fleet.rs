@@ -164,10 +164,10 @@ workers! {
         "Stores dead letters, reroutes unroutable actions, exports gauges of queues and tables";
 }
 
-/// Reads conversations over HTTP. It consumes no queue.
+/// Reads conversations and publishes actions over HTTP. It consumes no work queue.
 pub const CONVERSATION_API: Process = Process {
     name: "conversation-api",
-    about: "Serves conversations and statistics over HTTP",
+    about: "Serves conversations and statistics over HTTP, and publishes actions",
     consumes: &[],
 };
 

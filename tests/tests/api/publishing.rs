@@ -49,8 +49,15 @@ async fn a_durable_action_is_committed_when_its_answer_comes_and_its_repetition_
                        "messages": [{"role": "user", "content": "new", "message_id": "new"},
                                     {"role": "user", "content": "not hello", "message_id": "order-1"}]});
     let problem = with_status(&api.post(&key, DURABLE, &[], &mixed).await, 409);
-    assert_eq!(problem["errors"][0]["pointer"], "#/0/messages/1", "{problem}");
+    assert_eq!(problem["errors"][0]["pointer"], "#/messages/1", "{problem}");
     assert_eq!(ids(&api.json(&key, &path).await["messages"]).len(), 4);
+
+    // A list that needs a reply gets it.
+    let list = json!({"action_type": "conversation.sync_messages", "session_id": "list", "on_conflict": "refuse",
+                      "messages": [{"role": "user", "content": "first of the list"}]});
+    let synced = with_status(&api.post(&key, DURABLE, &[], &list).await, 200);
+    assert_eq!(synced["actions"][0]["data"]["aligned"], "exact", "{synced}");
+    with_status(&api.post(&key, ACTIONS, &[], &list).await, 422);
 
     // Without any id: the text and its time identify it.
     let mut timed = save("timed");
@@ -111,6 +118,10 @@ async fn a_dry_run_publishes_nothing_and_a_refused_action_keeps_its_neighbours_f
     for text in ["", "{", "{\"a\":1,}", "\u{feff}{}", "[{}"] {
         with_status(&api.send("POST", ACTIONS, &[(headers, &bearer)], text).await, 422);
     }
+    let mut reply = save("x");
+    reply["callback_queue_name"] = json!("conversation.session");
+    let problem = with_status(&api.post(&key, ACTIONS, &[], &reply).await, 422);
+    assert_eq!(problem["errors"][0]["pointer"], "#/callback_queue_name");
     let mut own = save("x");
     own["action_id"] = json!("mine");
     let problem =

@@ -36,6 +36,30 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// AMQP's limit of a property such as `message_id` (short string, AMQP 0-9-1, 4.2.5.3).
 const LONGEST_PROPERTY: usize = 255;
 
+/// The actions of a request, checked.
+struct Request {
+    actions: Vec<Checked>,
+    prefix: Prefix,
+}
+
+/// How pointers to an action begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prefix {
+    /// The body is the action.
+    Whole,
+    /// The body is an array.
+    Position,
+}
+
+impl Prefix {
+    fn of(self, position: usize) -> String {
+        match self {
+            Self::Whole => "#".to_owned(),
+            Self::Position => format!("#/{position}"),
+        }
+    }
+}
+
 /// An action of the request, checked.
 struct Checked {
     action: Action,
@@ -87,7 +111,7 @@ pub(crate) async fn publish(mut call: Call) -> Result<Answer, Problem> {
     // Only checked: `Call::tenant` reads it.
     let _named = call.parameters.optional(&p::TENANT);
     call.parameters.checked()?;
-    let actions = checked(&call)?;
+    let Request { actions, prefix } = checked(&call, wait)?;
     let mut views: Vec<PublishedActionView> = actions.iter().enumerate().map(view).collect();
     if dry_run {
         return Answer::json(&PublishedActionsView { actions: views });
@@ -102,13 +126,13 @@ pub(crate) async fn publish(mut call: Call) -> Result<Answer, Problem> {
     };
     confirmed(&call, actions, &replies).await?;
     views.iter_mut().for_each(|view| view.status = ActionStatus::Accepted);
-    let is_durable = settled(&call, &mut views, replies).await?;
+    let is_durable = settled(&call, &mut views, replies, prefix).await?;
     let status = if is_durable { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok(Answer::json(&PublishedActionsView { actions: views })?.with_status(status))
 }
 
 /// The actions of the request, or all that is wrong with them.
-fn checked(call: &Call) -> Result<Vec<Checked>, Problem> {
+fn checked(call: &Call, wait: Option<Wait>) -> Result<Request, Problem> {
     let invalid = |pointer: &str, detail: String| {
         let pointer = Some(format!("#{pointer}"));
         Problem::invalid(vec![Fault { detail, parameter: None, pointer }])
@@ -133,10 +157,10 @@ fn checked(call: &Call) -> Result<Vec<Checked>, Problem> {
     let (mut actions, mut faults, mut is_foreign) = (Vec::new(), Vec::new(), false);
     let mut missing_scope = None;
     for (position, text) in texts.iter().enumerate() {
-        let prefix = if is_array { format!("#/{position}") } else { "#".to_owned() };
+        let prefix = if is_array { Prefix::Position } else { Prefix::Whole }.of(position);
         let own_key =
             key.as_deref().map(|key| if is_array { key_at(key, position) } else { key.to_owned() });
-        match check(call, text.get(), tenant.as_str(), own_key.as_deref()) {
+        match check(call, text.get(), tenant.as_str(), own_key.as_deref(), wait) {
             Ok(checked) => {
                 let common = checked.action.common();
                 let sent_key = common.action_id.as_ref().map(AsRef::as_ref);
@@ -146,6 +170,13 @@ fn checked(call: &Call) -> Result<Vec<Checked>, Problem> {
                             .to_owned(),
                         parameter: None,
                         pointer: Some(format!("{prefix}/action_id")),
+                    });
+                }
+                if fields_of(text.get()).is_some_and(|it| it.contains_key("callback_queue_name")) {
+                    faults.push(Fault {
+                        detail: "over HTTP no reply is sent to a queue; leave it out, and use ?wait=durable".to_owned(),
+                        parameter: None,
+                        pointer: Some(format!("{prefix}/callback_queue_name")),
                     });
                 }
                 is_foreign |= common.key.tenant != tenant;
@@ -179,7 +210,8 @@ fn checked(call: &Call) -> Result<Vec<Checked>, Problem> {
         let detail = format!("one of the actions needs a key with the scope {}", scope.as_str());
         return Err(Problem::new(Kind::Forbidden, detail));
     }
-    if faults.is_empty() { Ok(actions) } else { Err(Problem::invalid(faults)) }
+    let prefix = if is_array { Prefix::Position } else { Prefix::Whole };
+    if faults.is_empty() { Ok(Request { actions, prefix }) } else { Err(Problem::invalid(faults)) }
 }
 
 fn check(
@@ -187,6 +219,7 @@ fn check(
     text: &str,
     tenant: &str,
     key: Option<&str>,
+    wait: Option<Wait>,
 ) -> Result<Checked, Box<Refusal>> {
     let body = completed(text, tenant, key);
     let context = DecodeContext {
@@ -194,8 +227,25 @@ fn check(
         max_body_bytes: call.api.settings.max_body_bytes,
         new_id: &Uuid::now_v7,
     };
-    let action = decode(&body, &Envelope::default(), &context).map_err(Box::new)?;
+    // An action that needs a reply gets one with `wait=durable`.
+    let reply_to = wait.map(|Wait::Durable| "replies of the API");
+    let envelope = Envelope { reply_to, ..Envelope::default() };
+    let action = decode(&body, &envelope, &context).map_err(Box::new)?;
     Ok(Checked { action, body })
+}
+
+/// The fields of an action, at the top level and below `data`, with their texts; those that are null are absent. `None`:
+/// it is no object.
+fn fields_of(text: &str) -> Option<BTreeMap<String, &RawValue>> {
+    let mut fields: BTreeMap<String, &RawValue> = serde_json::from_str(text).ok()?;
+    let nested = fields
+        .get("data")
+        .and_then(|it| serde_json::from_str::<BTreeMap<String, &RawValue>>(it.get()).ok());
+    for (name, value) in nested.unwrap_or_default() {
+        fields.entry(name).or_insert(value);
+    }
+    fields.retain(|_, value| value.get() != "null");
+    Some(fields)
 }
 
 /// The text with `tenant_id` and `action_id` where it has none; else as it is. What is no object is left to the decoder.
@@ -306,7 +356,11 @@ async fn confirmed(
              ids: each action takes effect once"
         }
     };
-    let problem = Problem::new(Kind::NotPublished, format!("action {position}: {detail}"));
+    let kind = match error {
+        PublishError::TooLong(_) => Kind::Invalid,
+        _ => Kind::NotPublished,
+    };
+    let problem = Problem::new(kind, format!("action {position}: {detail}"));
     Err(problem.retry_after(Duration::from_secs(2)).caused_by(&error))
 }
 
@@ -315,6 +369,7 @@ async fn settled(
     call: &Call,
     views: &mut [PublishedActionView],
     replies: Vec<Option<ExpectedReply>>,
+    prefix: Prefix,
 ) -> Result<bool, Problem> {
     let limit = call.api.settings.durable_wait;
     let waiting = replies.into_iter().map(|reply| async move { reply?.within(limit).await });
@@ -326,13 +381,13 @@ async fn settled(
             None => is_durable = false,
             Some(ReplyRead { error: Some(error), .. }) => {
                 is_conflict &= error.error_type == "conflict";
-                faults.push(error.at(format!("#/{}", view.position)));
+                faults.push(error.at(prefix.of(view.position)));
             }
             Some(ReplyRead { data, .. }) => {
                 // Of several messages some may be stored and others refused.
                 for (element, error) in data.iter().flat_map(refused_elements) {
                     is_conflict &= error.error_type == "conflict";
-                    let pointer = format!("#/{}/messages/{element}", view.position);
+                    let pointer = format!("{}/messages/{element}", prefix.of(view.position));
                     faults.push(error.at(pointer));
                 }
                 view.status = ActionStatus::Durable;
@@ -343,7 +398,7 @@ async fn settled(
     match faults.is_empty() {
         true => Ok(is_durable),
         false if is_conflict => Err(Problem::with_faults(Kind::Conflict, faults)),
-        false => Err(Problem::with_faults(Kind::Invalid, faults)),
+        false => Err(Problem::with_faults(Kind::Refused, faults)),
     }
 }
 
