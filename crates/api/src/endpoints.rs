@@ -3,6 +3,7 @@
 mod actions;
 mod agents;
 mod conversations;
+mod dead_letters;
 
 use access::Scope;
 use axum::http::Method;
@@ -11,8 +12,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use crate::endpoint::{Conditional, Endpoint};
 use crate::parameters as p;
 use crate::views::{
-    ActionsBody, AgentStatsView, ConversationListView, ConversationPageView, PublishedActionsView,
-    TenantStatsView,
+    ActionsBody, AgentStatsView, ConversationListView, ConversationPageView, DeadLetterDetailView,
+    DeadLetterListView, PublishedActionsView, TenantStatsView,
 };
 
 fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
@@ -20,7 +21,7 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 }
 
 /// Every endpoint that needs a key.
-pub(crate) static ENDPOINTS: [Endpoint; 5] = [
+pub(crate) static ENDPOINTS: [Endpoint; 7] = [
     Endpoint {
         name: "tenant_stats",
         method: Method::GET,
@@ -104,6 +105,41 @@ pub(crate) static ENDPOINTS: [Endpoint; 5] = [
         answer: schema::<PublishedActionsView>,
         conditional: Conditional::No,
         handler: |call| Box::pin(actions::publish(call)),
+    },
+    Endpoint {
+        name: "list_dead_letters",
+        method: Method::GET,
+        path: "/api/dead-letters",
+        scope: Scope::Operate,
+        summary: "Actions of a tenant that were not carried out, newest first, in pages",
+        about: "Those that are open, unless `status` says otherwise. A page may have fewer than `limit`, even none, while \
+                `next` is not null. Dead letters that name no tenant are seen with `verbatim dead-letters` alone.",
+        parameters: &[
+            &p::TENANT,
+            &p::DEAD_LETTER_STATUS,
+            &p::QUEUE,
+            &p::REASON,
+            &p::ACTION_TYPE,
+            &p::DEAD_LETTERS,
+            &p::CURSOR,
+        ],
+        body: None,
+        answer: schema::<DeadLetterListView>,
+        conditional: Conditional::No,
+        handler: |call| Box::pin(dead_letters::list(call)),
+    },
+    Endpoint {
+        name: "show_dead_letter",
+        method: Method::GET,
+        path: "/api/dead-letters/{dead_letter_id}",
+        scope: Scope::Operate,
+        summary: "A dead letter with its body, its properties and its headers",
+        about: "`error` of an internal failure is shown to an operator's key alone.",
+        parameters: &[&p::DEAD_LETTER_ID, &p::TENANT],
+        body: None,
+        answer: schema::<DeadLetterDetailView>,
+        conditional: Conditional::No,
+        handler: |call| Box::pin(dead_letters::show(call)),
     },
 ];
 

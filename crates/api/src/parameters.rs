@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::str::FromStr as _;
 
 use chrono::{DateTime, NaiveDate, Utc};
+use database::DeadLetterStatus;
+use domain::failure::DeadLetterReason;
 use domain::ids::MAX_ID_BYTES;
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::problem::{Fault, Problem};
 
@@ -209,6 +212,42 @@ pub(crate) const MESSAGES: Parameter<u32> = query(
     || json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 100 }),
     |text| whole(text, 1_000),
 );
+pub(crate) const DEAD_LETTER_ID: Parameter<Uuid> = Parameter {
+    name: "dead_letter_id",
+    place: Place::Path,
+    about: "The dead letter",
+    schema: || json!({ "type": "string", "format": "uuid" }),
+    parse: |text| Uuid::try_parse(text).map_err(|_| "it is no UUID".to_owned()),
+};
+pub(crate) const DEAD_LETTER_STATUS: Parameter<Statuses> = query(
+    "status",
+    "Only dead letters in this status; `any`: in every status",
+    || json!({ "type": "string", "enum": ["open", "replayed", "discarded", "any"], "default": "open" }),
+    |text| match (text, DeadLetterStatus::parse(text)) {
+        ("any", _) => Ok(Statuses::Any),
+        (_, Some(status)) => Ok(Statuses::One(status)),
+        _ => Err("it must be one of open, replayed, discarded, any".to_owned()),
+    },
+);
+pub(crate) const QUEUE: Parameter<String> =
+    query("queue", "Only dead letters of this work queue", text_schema, text);
+pub(crate) const REASON: Parameter<DeadLetterReason> = query(
+    "reason",
+    "Only dead letters with this reason",
+    || json!({ "type": "string", "enum": DeadLetterReason::NAMES }),
+    |text| {
+        let names = DeadLetterReason::NAMES.join(", ");
+        DeadLetterReason::parse(text).ok_or_else(|| format!("it must be one of {names}"))
+    },
+);
+pub(crate) const ACTION_TYPE: Parameter<String> =
+    query("action_type", "Only dead letters of this type of action", text_schema, text);
+pub(crate) const DEAD_LETTERS: Parameter<u32> = query(
+    "limit",
+    "The most dead letters of a page",
+    || json!({ "type": "integer", "minimum": 1, "maximum": 200, "default": 50 }),
+    |text| whole(text, 200),
+);
 pub(crate) const DRY_RUN: Parameter<()> = query(
     "dry_run",
     "`1`: the actions are checked and not published",
@@ -237,6 +276,15 @@ pub(crate) const ORDER: Parameter<Order> = query(
         _ => Err("it must be asc or desc".to_owned()),
     },
 );
+
+/// Dead letters in which status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Statuses {
+    /// In this one.
+    One(DeadLetterStatus),
+    /// In every one.
+    Any,
+}
 
 /// For what an answer waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

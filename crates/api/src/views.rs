@@ -2,10 +2,12 @@
 
 mod actions;
 mod conversation;
+mod dead_letters;
 mod message;
 mod time;
 mod totals;
 
 pub(crate) use actions::{ActionStatus, ActionsBody, PublishedActionView, PublishedActionsView};
 pub(crate) use conversation::{ConversationListView, ConversationPageView};
+pub(crate) use dead_letters::{DeadLetterDetailView, DeadLetterListView, Errors};
 pub(crate) use totals::{AgentStatsView, TenantStatsView};

@@ -371,8 +371,10 @@ ALTER TABLE dead_letter_parts ALTER COLUMN bytes SET STORAGE EXTERNAL;
 
 CREATE INDEX dead_letters_open ON dead_letters (queue, reason) WHERE status = 'open';
 CREATE INDEX dead_letters_open_by_time ON dead_letters (stored_at, id) WHERE status = 'open';
-CREATE INDEX dead_letters_by_time ON dead_letters (stored_at, id);
-CREATE INDEX dead_letters_by_tenant ON dead_letters (tenant_id, stored_at);
+-- For lists of all tenants, which say `attempts >= 0`. A list of one tenant does not, and is read by its own index: by
+-- this one it would walk the dead letters of all others.
+CREATE INDEX dead_letters_by_time ON dead_letters (stored_at, id) WHERE attempts >= 0;
+CREATE INDEX dead_letters_by_tenant ON dead_letters (tenant_id, stored_at, id);
 CREATE INDEX dead_letters_by_replay_of ON dead_letters (replay_of) WHERE replay_of IS NOT NULL;
 CREATE INDEX dead_letters_failed_again ON dead_letters (last_seen_at) WHERE replay_of IS NOT NULL;
 -- `verbatim trace` looks up a message, conversation or session by its id alone.

@@ -1,12 +1,13 @@
 //! Dead letters: stored with body, headers, reason and times, so that operators can inspect, edit and
 //! replay them. The dead-letter queues only transport them here.
 //!
-//! `record` has the record and its views, `reading` the queries that only read. `store` and `columns` are used by the
+//! `record` has the record and its views, `reading` the queries that only read, `pages` those of the conversation-api. `store` and `columns` are used by the
 //! dead-letter collector.
 //! `decisions` and `replays` are used by operators; their statements also write the audit log.
 
 mod columns;
 mod decisions;
+pub(crate) mod pages;
 mod reading;
 mod record;
 mod replays;
@@ -15,6 +16,7 @@ mod store;
 
 pub use columns::Omitted;
 pub use decisions::Decision;
+pub use pages::{DeadLetterPageFilter, DeadLetterPosition, TenantDeadLetters};
 pub(crate) use reading::LISTED;
 pub use record::{
     CollectedDeadLetter, DeadLetter, DeadLetterDetail, DeadLetterEdit, DeadLetterGroup,

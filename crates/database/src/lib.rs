@@ -67,9 +67,10 @@ pub use conversations::{ConversationFilter, ConversationView};
 pub use day_key::DayKey;
 pub use dead_letters::{
     CollectedDeadLetter, ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterDetail,
-    DeadLetterEdit, DeadLetterFilter, DeadLetterGroup, DeadLetterPage, DeadLetterState,
-    DeadLetterStatus, DeadLetterSummary, Decision, FailedAgain, FailedMessage, Omitted,
-    OpenDeadLetters, ReplayOutcome, ReplayedBefore, Selection,
+    DeadLetterEdit, DeadLetterFilter, DeadLetterGroup, DeadLetterPage, DeadLetterPageFilter,
+    DeadLetterPosition, DeadLetterState, DeadLetterStatus, DeadLetterSummary, Decision,
+    FailedAgain, FailedMessage, Omitted, OpenDeadLetters, ReplayOutcome, ReplayedBefore, Selection,
+    TenantDeadLetters,
 };
 pub use delete::{Deleted, Deletion};
 pub use durability::RequiredDurability;

@@ -4,6 +4,7 @@
 //! wrong index costs more. A plan may not scan a whole table, and may sort or hash only what a limit or a whole key
 //! bounds: else a request would cost as much as its tenant has rows.
 
+use domain::failure::DeadLetterReason;
 use domain::ids::TenantId;
 use domain::status::ConversationStatus;
 use serde_json::Value;
@@ -11,11 +12,15 @@ use sqlx::{AssertSqlSafe, Connection as _, Execute as _, PgConnection};
 use testkit::TestEnv;
 
 use crate::conversation_pages::{PageFilter, PagePosition, page};
+use crate::dead_letters::pages;
 use crate::totals::{TotalsRequest, sums};
 use crate::transcript_pages::{
     ReadingOrder, beyond, conversation_statement, messages_statement, statistics_statement,
 };
-use crate::{ApiRole, Database, Settings, TenantKey};
+use crate::{
+    ApiRole, Database, DeadLetterPageFilter, DeadLetterPosition, DeadLetterStatus, Settings,
+    TenantKey,
+};
 
 fn settings(url: &str) -> Settings {
     Settings {
@@ -66,6 +71,19 @@ fn statements() -> Vec<(String, String)> {
         let sql = sums(&tenant, &request).build().sql().as_str().to_owned();
         all.push((format!("totals of {request:?}"), sql));
     }
+    for bits in 0..4 {
+        let filter = DeadLetterPageFilter {
+            status: (bits & 1 > 0).then_some(DeadLetterStatus::Open),
+            queue: (bits & 1 > 0).then(|| "q".to_owned()),
+            reason: (bits & 1 > 0).then_some(DeadLetterReason::Schema),
+            action_type: (bits & 1 > 0).then(|| "a".to_owned()),
+        };
+        let position = DeadLetterPosition { stored_at: at, id: uuid::Uuid::nil() };
+        let after = (bits & 2 > 0).then_some(position);
+        let sql = pages::page(&tenant, &filter, after, 50).build().sql().as_str().to_owned();
+        all.push((format!("dead letters of {filter:?} after {}", after.is_some()), sql));
+    }
+    all.push(("dead letter".to_owned(), "SELECT * FROM dead_letters WHERE id = $1".to_owned()));
     all.push(("active".to_owned(), crate::totals::ACTIVE.to_owned()));
     all
 }
@@ -88,6 +106,10 @@ async fn every_statement_of_the_api_reads_a_bounded_number_of_rows() {
          FROM conversations, generate_series(1, 3) AS m;
          INSERT INTO daily_stats (tenant_id, agent_id, model_name, day, conversations)
          SELECT 't' || n % 3, 'a' || n % 5, 'm', date '2026-01-01' + n, 1 FROM generate_series(1, 2000) AS n;
+         INSERT INTO dead_letters (id, queue, reason, error, tenant_id, routing_key, exchange, body, properties, headers,
+                                   attempts, replay_count, first_failed_at, last_failed_at)
+         SELECT gen_random_uuid(), 'q', 'schema', 'e', 't' || n % 3, 'r', '', '', '{}', '{}', 1, 0, now(), now()
+         FROM generate_series(1, 5000) AS n;
          ANALYZE",
     )
     .await

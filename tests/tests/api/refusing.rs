@@ -1,11 +1,24 @@
 //! Requests that are refused: each with a problem that says why.
 
 use serde_json::{Value, json};
-use system_tests::ApiServer;
+use system_tests::{ApiServer, Scenario};
 
 use testkit::http::Response;
 
 use crate::{archived, started, started_with, with_status};
+
+/// The dead letter of the tenant acme.
+const DEAD_LETTER: &str = "0b7a1f9e-3c55-4a53-9d0e-6f2f5f3c9a11";
+
+/// Stores that dead letter.
+async fn dead_letter(scenario: &Scenario) {
+    let columns = "id, queue, reason, error, tenant_id, routing_key, exchange, body, properties, headers, attempts, \
+                   replay_count, first_failed_at, last_failed_at";
+    let values = format!(
+        "'{DEAD_LETTER}', 'q', 'schema', 'e', 'acme', 'r', '', '{{}}', '{{}}', '{{}}', 1, 0, now(), now()"
+    );
+    scenario.sql(&format!("INSERT INTO dead_letters ({columns}) VALUES ({values})")).await;
+}
 
 /// A valid request to an endpoint.
 struct Valid {
@@ -38,7 +51,7 @@ async fn endpoints(api: &ApiServer, tenant: &str) -> Vec<Valid> {
             let path = path.replace("{tenant_id}", tenant).replace("{conversation_id}", "c0");
             endpoints.push(Valid {
                 method: method.to_uppercase(),
-                path: path.replace("{agent_id}", "ada"),
+                path: path.replace("{agent_id}", "ada").replace("{dead_letter_id}", DEAD_LETTER),
                 scope: scope.to_owned(),
                 body: match operation["requestBody"].is_null() {
                     true => "",
@@ -47,7 +60,7 @@ async fn endpoints(api: &ApiServer, tenant: &str) -> Vec<Valid> {
             });
         }
     }
-    assert!(endpoints.len() >= 5 && endpoints.iter().all(|it| !it.path.contains('{')));
+    assert!(endpoints.len() >= 7 && endpoints.iter().all(|it| !it.path.contains('{')));
     endpoints
 }
 
@@ -59,7 +72,8 @@ fn kind(problem: &Value) -> &str {
 async fn every_endpoint_needs_a_key_with_its_scope() {
     let (scenario, api) = started().await;
     archived(&scenario, "acme", 1, 1).await;
-    let all = api.key("acme", &["read", "write"]).await;
+    dead_letter(&scenario).await;
+    let all = api.key("acme", &["read", "write", "operate"]).await;
     let nothing = api.key("acme", &["export"]).await;
     let endpoints = endpoints(&api, "acme").await;
     for endpoint in &endpoints {
@@ -99,7 +113,8 @@ async fn every_endpoint_needs_a_key_with_its_scope() {
 async fn every_endpoint_refuses_what_it_does_not_know_and_names_it() {
     let (scenario, api) = started().await;
     archived(&scenario, "acme", 1, 1).await;
-    let key = api.key("acme", &["read", "write"]).await;
+    dead_letter(&scenario).await;
+    let key = api.key("acme", &["read", "write", "operate"]).await;
     let bearer = format!("Bearer {key}");
     for endpoint in endpoints(&api, "acme").await {
         let path = &endpoint.path;
@@ -111,7 +126,7 @@ async fn every_endpoint_refuses_what_it_does_not_know_and_names_it() {
         assert_eq!(kind(&with_status(&method, 405)), "method-not-allowed");
         let allowed = if endpoint.method == "GET" { "GET,HEAD" } else { "POST" };
         assert_eq!(method.header("allow"), Some(allowed), "{path}");
-        let unknown = with_status(&api.get(&key, &format!("{path}/x")).await, 404);
+        let unknown = with_status(&api.get(&key, &format!("{path}/x/y")).await, 404);
         assert!(unknown["detail"].as_str().unwrap().contains("no endpoint"), "{unknown}");
     }
     let long = "x".repeat(513);

@@ -122,7 +122,7 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
 }
 
 /// The place of a cursor of this list.
-fn place(call: &mut Call, cursor: &str, belongs: Belongs<'_>) -> Result<Place, Problem> {
+pub(crate) fn place(call: &mut Call, cursor: &str, belongs: Belongs<'_>) -> Result<Place, Problem> {
     match Place::of(cursor, &call.api.secrets, belongs) {
         Some(place) => Ok(place),
         None => {

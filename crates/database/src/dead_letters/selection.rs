@@ -244,6 +244,8 @@ impl DeadLetterCursor {
 /// Restricts the dead letters `d` to these statuses; an empty list means any. The status is a literal,
 /// because PostgreSQL does not use the index of open dead letters for a parameter.
 pub(super) fn push_status(query: &mut QueryBuilder<Postgres>, status: &[DeadLetterStatus]) {
+    // Always true: it allows the index by time.
+    query.push(" AND d.attempts >= 0");
     match status {
         [] => {}
         [one] => {
