@@ -1,14 +1,16 @@
 //! Who may do what over HTTP: API keys, their scopes, and the secret that all replicas of the API share.
 //!
 //! `key.rs` is the text of a key, `authenticator.rs` decides whether a key is accepted, `secret.rs` derives the keys of
-//! signatures. What PostgreSQL enforces beneath is in the crate `database` (`api_database.rs`, `api_role.rs`).
+//! signatures, `anomalies.rs` notices callers that behave unusually. What PostgreSQL enforces beneath is in the crate `database` (`api_database.rs`, `api_role.rs`).
 
+mod anomalies;
 mod authenticator;
 mod caller;
 mod key;
 mod scope;
 mod secret;
 
+pub use anomalies::{Anomalies, Anomaly, AnomalySettings};
 pub use authenticator::{Authenticator, AuthenticatorSettings, NotAuthenticated};
 pub use caller::{Caller, TenantOfCaller};
 pub use key::{ApiKey, InvalidKey, PATTERN};

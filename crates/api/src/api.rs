@@ -1,12 +1,13 @@
 //! What all requests share.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use access::{Authenticator, Secrets};
+use access::{Anomalies, Anomaly, Authenticator, Caller, Secrets};
 use broker::{Endpoints, Publisher, Replies};
 use database::ApiDatabase;
 use domain::amqp_users::AmqpUsers;
-use metrics::Metrics;
+use metrics::{AnomalyKind, Counter, Metrics};
 use service::Service;
 use stores::ApiDatabaseServer;
 
@@ -22,6 +23,7 @@ pub(crate) struct Api {
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) rates: Rates,
     pub(crate) bodies: Bodies,
+    anomalies: Anomalies,
     pub(crate) publisher: Publisher,
     pub(crate) replies: Replies,
     /// The user that RabbitMQ validates, where the workers check it.
@@ -45,6 +47,7 @@ impl Api {
             amqp_user: is_checked.then(|| endpoints.user().to_owned()),
             rates: Rates::new(settings.key_rate, settings.key_burst),
             bodies: Bodies::new(settings.max_request_bytes, settings.max_requests_bytes),
+            anomalies: Anomalies::new(settings.anomalies()),
             settings,
             database: server.database,
             secrets: server.secrets,
@@ -52,6 +55,44 @@ impl Api {
             metrics: service.metrics().clone(),
             clock: service.clock().clone(),
         }
+    }
+}
+
+impl Api {
+    /// Counts a key that was refused.
+    pub(crate) fn note_refused(&self, address: IpAddr) {
+        if let Some(anomaly) = self.anomalies.refused(address) {
+            tracing::warn!(%address, "anomaly: many keys from one address are refused");
+            self.count(anomaly);
+        }
+    }
+
+    /// Counts a request that named a tenant which is not that of its key.
+    pub(crate) fn note_foreign_tenant(&self, caller: &Caller) {
+        if let Some(anomaly) = self.anomalies.foreign_tenant(&caller.key) {
+            tracing::warn!(key = caller.key, "anomaly: a key names tenants that are not its own");
+            self.count(anomaly);
+        }
+    }
+
+    /// Counts messages that were read.
+    pub(crate) fn note_read(&self, caller: &Caller, messages: usize) {
+        if let Some(anomaly) = self.anomalies.read(&caller.key, messages as u64) {
+            tracing::warn!(
+                key = caller.key,
+                "anomaly: a key reads far more messages than in its usual hour"
+            );
+            self.count(anomaly);
+        }
+    }
+
+    fn count(&self, anomaly: Anomaly) {
+        let kind = match anomaly {
+            Anomaly::RefusedKeys => AnomalyKind::RefusedKeys,
+            Anomaly::ForeignTenants => AnomalyKind::ForeignTenants,
+            Anomaly::Reads => AnomalyKind::Reads,
+        };
+        self.metrics.add(Counter::Anomalies { kind }, 1);
     }
 }
 

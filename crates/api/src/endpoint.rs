@@ -79,7 +79,10 @@ impl Call {
                 Ok(tenant.clone())
             }
             // Another tenant's is answered as what never was.
-            (TenantOfCaller::One(_), Some(_)) => Err(Problem::not_found()),
+            (TenantOfCaller::One(_), Some(_)) => {
+                self.api.note_foreign_tenant(&self.caller);
+                Err(Problem::not_found())
+            }
             (TenantOfCaller::Every, Some(named)) => {
                 TenantId::new(named).map_err(|_| Problem::not_found())
             }

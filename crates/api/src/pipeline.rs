@@ -199,6 +199,7 @@ async fn authenticated(
 ) -> Result<Arc<Caller>, Problem> {
     let refused = |reason, detail: String| {
         api.metrics.add(Counter::RefusedCredentials { reason }, 1);
+        api.note_refused(address);
         Problem::new(Kind::Unauthenticated, detail)
     };
     let Some(header) = headers.get(AUTHORIZATION) else {

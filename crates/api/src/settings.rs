@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use access::AuthenticatorSettings;
+use access::{AnomalySettings, AuthenticatorSettings};
 use axum::http::HeaderValue;
 use ipnet::IpNet;
 use service::settings::{
@@ -102,6 +102,28 @@ pub(crate) struct Settings {
     #[arg(help_heading = "HTTP")]
     pub(crate) auth_grace: Duration,
 
+    /// Within which time refused keys and foreign tenants are counted. More than the next two settings say are an
+    /// anomaly, which raises an alert
+    #[arg(long, default_value = "5min", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "Anomalies")]
+    pub(crate) anomaly_window: Duration,
+
+    /// More refused keys than these from one address are an anomaly
+    #[arg(long, default_value_t = 10, value_name = "NUMBER", help_heading = "Anomalies")]
+    pub(crate) anomaly_refused: u16,
+
+    /// So many requests of one key that name another tenant are an anomaly
+    #[arg(long, default_value_t = 3, value_name = "NUMBER", help_heading = "Anomalies")]
+    pub(crate) anomaly_tenants: u16,
+
+    /// More messages in an hour than this many times the median hour of a key are an anomaly
+    #[arg(long, default_value_t = 10, value_name = "NUMBER", help_heading = "Anomalies")]
+    pub(crate) anomaly_reads_factor: u16,
+
+    /// Fewer messages in an hour than these are no anomaly
+    #[arg(long, default_value_t = 10_000, value_name = "NUMBER", help_heading = "Anomalies")]
+    pub(crate) anomaly_reads_minimum: u32,
+
     /// Proxies whose header Forwarded (or X-Forwarded-For) names the client: networks such as 10.0.0.0/8, separated by
     /// commas. Without them these headers are ignored
     #[arg(long, value_delimiter = ',', value_name = "CIDR", help_heading = "HTTP")]
@@ -134,6 +156,16 @@ impl Settings {
         ApiLimits {
             connections: self.api_database_connections,
             time_out: self.api_database_timeout,
+        }
+    }
+
+    pub(crate) fn anomalies(&self) -> AnomalySettings {
+        AnomalySettings {
+            window: self.anomaly_window,
+            refused: self.anomaly_refused.into(),
+            foreign_tenants: self.anomaly_tenants.into(),
+            reads_factor: self.anomaly_reads_factor.into(),
+            reads_minimum: self.anomaly_reads_minimum.into(),
         }
     }
 

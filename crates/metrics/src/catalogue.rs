@@ -9,10 +9,10 @@ use domain::failure::{DeadLetterReason, Dependency};
 
 use crate::definition::{Definition, catalogue};
 use crate::labels::{
-    CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
-    GenerationChange, HotLoad, HotRead, HttpStatus, PublishOutcome, QueueState, RefusedCredential,
-    ReplyOutcome, RerouteCause, RetryClass, SessionEventKind, SlowOutcome, SlowWork, SyncAlignment,
-    TaskEnd, TransactionRetry,
+    AnomalyKind, CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome,
+    EpochCause, GenerationChange, HotLoad, HotRead, HttpStatus, PublishOutcome, QueueState,
+    RefusedCredential, ReplyOutcome, RerouteCause, RetryClass, SessionEventKind, SlowOutcome,
+    SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms; lock waits and slow disks show from 0.5 s; the timeouts of the
@@ -122,6 +122,8 @@ catalogue! {
         /// Requests of the conversation-api without a valid key, by what is wrong with it.
         RefusedCredentials { reason: RefusedCredential }
             = "verbatim_refused_credentials_total" in "requests";
+        /// Anomalies of callers of the conversation-api, by kind; the log names the address or the key.
+        Anomalies { kind: AnomalyKind } = "verbatim_anomalies_total" in "anomalies";
         /// Panics in this process, caught ones included. Each is a bug.
         Panics = "verbatim_panics_total" in "panics";
         /// Supervised tasks that ended without a shutdown and were restarted, by cause.

@@ -244,6 +244,18 @@ label! {
 }
 
 label! {
+    /// What a caller of the conversation-api did that an honest one hardly does.
+    AnomalyKind {
+        /// An address sent many keys that were refused.
+        RefusedKeys = "refused_keys",
+        /// A key named tenants that are not its own.
+        ForeignTenants = "foreign_tenants",
+        /// A key read far more messages than in its usual hour.
+        Reads = "reads",
+    }
+}
+
+label! {
     /// Why a key was refused.
     RefusedCredential {
         /// There is none.

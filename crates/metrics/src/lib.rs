@@ -16,9 +16,9 @@ pub use catalogue::{Counter, Gauge, Size, Timing, definitions};
 pub use definition::{Definition, Kind, LabelDefinition};
 pub use label::Label;
 pub use labels::{
-    CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
-    GenerationChange, HotLoad, HotRead, HttpStatus, PublishOutcome, QueueState, RefusedCredential,
-    ReplyOutcome, RerouteCause, RetryClass, SessionEventKind, SlowOutcome, SlowWork, SyncAlignment,
-    TaskEnd, TransactionRetry,
+    AnomalyKind, CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome,
+    EpochCause, GenerationChange, HotLoad, HotRead, HttpStatus, PublishOutcome, QueueState,
+    RefusedCredential, ReplyOutcome, RerouteCause, RetryClass, SessionEventKind, SlowOutcome,
+    SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;

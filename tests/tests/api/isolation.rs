@@ -87,3 +87,37 @@ async fn interleaved_requests_of_two_tenants_see_their_own_rows() {
     use futures_util::StreamExt as _;
     reads.by_ref().buffer_unordered(16).collect::<Vec<()>>().await;
 }
+
+#[tokio::test]
+async fn who_tries_keys_or_tenants_is_an_anomaly_and_normal_use_is_none() {
+    let (scenario, api) = crate::started_with(&[
+        ("VERBATIM_ANOMALY_READS_MINIMUM", "20"),
+        ("VERBATIM_ANOMALY_READS_FACTOR", "1"),
+    ])
+    .await;
+    archived(&scenario, "acme", 2, 10).await;
+    let key = api.key("acme", &["read", "write"]).await;
+    let counted = async |kind: &str| {
+        let metrics = api.worker.get("/metrics").await.unwrap().body;
+        let name = format!("verbatim_anomalies_total{{kind=\"{kind}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)).unwrap().to_owned()
+    };
+    for _ in 0..2 {
+        with_status(&api.get(&key, "/api/conversations/c0/full").await, 200);
+        with_status(&api.get(&key, "/api/conversations/unknown/full").await, 404);
+        with_status(&api.get(&key, "/api/conversations/list/globex").await, 404);
+    }
+    for _ in 0..10 {
+        with_status(&api.request("GET", "/api/conversations/c0/full", &[]).await, 401);
+    }
+    for kind in ["refused_keys", "foreign_tenants", "reads"] {
+        assert_eq!(counted(kind).await, "0", "{kind}");
+    }
+    with_status(&api.request("GET", "/api/conversations/c0/full", &[]).await, 401);
+    let foreign = serde_json::json!({"action_type": "conversation.session_opened", "session_id": "s", "tenant_id": "globex"});
+    with_status(&api.post(&key, "/api/actions", &[], &foreign).await, 404);
+    with_status(&api.get(&key, "/api/conversations/c1/full").await, 200);
+    for kind in ["refused_keys", "foreign_tenants", "reads"] {
+        assert_eq!(counted(kind).await, "1", "{kind}");
+    }
+}

@@ -200,6 +200,7 @@ fn checked(call: &Call, wait: Option<Wait>) -> Result<Request, Problem> {
     }
     // First, so that nothing else is learnt about another tenant.
     if is_foreign {
+        call.api.note_foreign_tenant(&call.caller);
         return Err(Problem::not_found());
     }
     let users = call.api.settings.users.amqp_users.as_ref();

@@ -111,6 +111,7 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
     };
     let page = call.database(&tenant).transcript_page(&key, &request).await?;
     let page = page.ok_or_else(Problem::not_found)?;
+    call.api.note_read(&call.caller, page.messages.len());
     let next = page.messages.last().filter(|_| page.has_more).map(|last| {
         let position = last.message.position();
         Place::new(position.created_at.into(), position.id.as_str())
