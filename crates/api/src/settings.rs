@@ -129,7 +129,7 @@ pub(crate) struct Settings {
     #[arg(long, value_delimiter = ',', value_name = "CIDR", help_heading = "HTTP")]
     pub(crate) trusted_proxies: Vec<IpNet>,
 
-    /// Origins of web pages that may call the API from a browser, such as https://crm.example.com, separated by commas;
+    /// Origins of web pages that may call the API from a browser, with their scheme (https), separated by commas;
     /// * allows every origin. Without them browsers allow none
     #[arg(long, value_delimiter = ',', value_name = "ORIGIN", value_parser = origin)]
     #[arg(help_heading = "HTTP")]
