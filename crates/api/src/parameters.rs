@@ -356,13 +356,13 @@ mod tests {
     #[test]
     fn all_faults_of_a_query_are_reported_together() {
         let mut parameters =
-            parameters("status=open&limit=0&stauts=active&user_id=a&user_id=b&x=%ff");
+            parameters("status=open&limit=0&state=active&user_id=a&user_id=b&x=%ff");
         assert_eq!(parameters.optional(&STATUS), None);
         assert_eq!(parameters.optional(&CONVERSATIONS), None);
         let mut named: Vec<_> =
             parameters.faults.iter().map(|it| it.parameter.clone().unwrap()).collect();
         named.sort();
-        assert_eq!(named, ["limit", "status", "stauts", "user_id", "x"]);
+        assert_eq!(named, ["limit", "state", "status", "user_id", "x"]);
         assert!(parameters.checked().is_err());
     }
 

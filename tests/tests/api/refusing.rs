@@ -118,10 +118,10 @@ async fn every_endpoint_refuses_what_it_does_not_know_and_names_it() {
     let bearer = format!("Bearer {key}");
     for endpoint in endpoints(&api, "acme").await {
         let path = &endpoint.path;
-        let problem = with_status(&endpoint.send(&api, Some(&bearer), "?lmit=5&x=1").await, 422);
+        let problem = with_status(&endpoint.send(&api, Some(&bearer), "?max=5&x=1").await, 422);
         let named: Vec<_> =
             problem["errors"].as_array().unwrap().iter().map(|it| &it["parameter"]).collect();
-        assert_eq!(named, ["lmit", "x"], "{path}: {problem}");
+        assert_eq!(named, ["max", "x"], "{path}: {problem}");
         let method = api.request("DELETE", path, &[]).await;
         assert_eq!(kind(&with_status(&method, 405)), "method-not-allowed");
         let allowed = if endpoint.method == "GET" { "GET,HEAD" } else { "POST" };
