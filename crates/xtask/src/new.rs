@@ -124,7 +124,7 @@ fn changes(root: &Path, names: &Names) -> Result<Vec<Change>> {
     );
     let fleet = File::read(root, "crates/domain/src/fleet.rs")?
         .insert_before("}\n\nworkers! {\n", &row)?
-        .insert_before("}\n\n/// The command-line tool.", &process)?;
+        .insert_before("}\n\n/// Reads conversations and publishes", &process)?;
     let service = format!(
         "  {worker}:\n    <<: *worker\n    command: [{worker}]\n    deploy:\n      replicas: 2\n      \
          resources:\n        limits:\n          memory: 256M\n\n"
