@@ -163,8 +163,10 @@ fn ordinary_binaries_hold_no_failpoints() {
         for variable in [AT, ON, STOP_AT, REPLAY_LEASE, OFF] {
             assert!(!holds(".", program, variable), "{program}: {variable}");
         }
+        // The API has no step at which a crash would leave something half done.
+        let has_steps = program != fleet::CONVERSATION_API.name();
         assert!(
-            holds("armed", program, AT),
+            !has_steps || holds("armed", program, AT),
             "the test build of {program} has none: this test searches wrongly"
         );
     }
