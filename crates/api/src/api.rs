@@ -11,7 +11,7 @@ use metrics::{AnomalyKind, Counter, Metrics};
 use service::Service;
 use stores::ApiDatabaseServer;
 
-use crate::bodies::Bodies;
+use crate::bodies::Memory;
 use crate::rates::Rates;
 use crate::settings::Settings;
 
@@ -22,7 +22,10 @@ pub(crate) struct Api {
     pub(crate) secrets: Secrets,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) rates: Rates,
-    pub(crate) bodies: Bodies,
+    /// For the bodies of requests.
+    pub(crate) requests: Memory,
+    /// For pages of messages, until they are sent.
+    pub(crate) pages: Memory,
     anomalies: Anomalies,
     pub(crate) publisher: Publisher,
     pub(crate) replies: Replies,
@@ -46,7 +49,8 @@ impl Api {
             replies: receive_replies(service, endpoints),
             amqp_user: is_checked.then(|| endpoints.user().to_owned()),
             rates: Rates::new(settings.key_rate, settings.key_burst),
-            bodies: Bodies::new(settings.max_request_bytes, settings.max_requests_bytes),
+            requests: Memory::new(settings.max_requests_bytes.max(settings.max_request_bytes)),
+            pages: Memory::new(settings.max_pages_bytes.max(settings.max_page_bytes)),
             anomalies: Anomalies::new(settings.anomalies()),
             settings,
             database: server.database,

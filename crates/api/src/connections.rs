@@ -14,14 +14,20 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use service::Service;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tower_service::Service as _;
 
 use crate::api::Api;
 use crate::pipeline;
+use crate::stream::ImpatientStream;
 
 /// The pause after a failed `accept`, for example because there are no file descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the requests that are being answered may take after the shutdown began: longer than `durable_wait`, shorter than
+/// the drain deadline.
+const LAST_REQUESTS: Duration = Duration::from_secs(15);
 
 /// The most bytes of the headers of a request, its path and query included.
 const MOST_HEADER_BYTES: usize = 64 * 1024;
@@ -29,11 +35,14 @@ const MOST_HEADER_BYTES: usize = 64 * 1024;
 /// Serves until the process stops. Then no connection is accepted, and each open one ends after the request that it is
 /// answering.
 pub(crate) fn serve(service: &Service, listener: TcpListener, api: Arc<Api>) {
-    let listener = Arc::new(listener);
+    let listener = Arc::new(Mutex::new(Some(listener)));
     let router = pipeline::router(&api);
     service.supervise("http", move |stopping| {
         let (listener, router, api) = (Arc::clone(&listener), router.clone(), Arc::clone(&api));
         async move {
+            let mut slot = listener.lock().await;
+            // None: the process is stopping, and accepts no more.
+            let Some(listener) = slot.as_ref() else { return Ok(()) };
             if let Some(path) = &api.settings.api_listen_file {
                 std::fs::write(path, listener.local_addr()?.to_string())
                     .with_context(|| format!("cannot write {}", path.display()))?;
@@ -45,7 +54,7 @@ pub(crate) fn serve(service: &Service, listener: TcpListener, api: Arc<Api>) {
                 let accepted = tokio::select! {
                     () = stopping.cancelled() => break,
                     _ = idle.tick() => { api.rates.forget_idle(); continue }
-                    accepted = accept(&listener, &permits) => accepted,
+                    accepted = accept(listener, &permits) => accepted,
                 };
                 let Some((stream, peer, permit)) = accepted else { continue };
                 let router = router.clone();
@@ -53,6 +62,7 @@ pub(crate) fn serve(service: &Service, listener: TcpListener, api: Arc<Api>) {
                     request.extensions_mut().insert(ConnectInfo(peer));
                     router.clone().call(request)
                 });
+                let stream = ImpatientStream::new(stream, api.settings.header_timeout);
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(api.settings.header_timeout)
@@ -66,7 +76,14 @@ pub(crate) fn serve(service: &Service, listener: TcpListener, api: Arc<Api>) {
                     drop(permit);
                 }));
             }
-            graceful.shutdown().await;
+            // Who connects now is refused, and may try another replica.
+            drop(slot.take());
+            if timeout(LAST_REQUESTS, graceful.shutdown()).await.is_err() {
+                tracing::info!(
+                    "connections that did not end within {} s are closed",
+                    LAST_REQUESTS.as_secs()
+                );
+            }
             Ok(())
         }
     });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use access::{Caller, Scope, TenantOfCaller};
 use axum::body::{Body, Bytes};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use database::Database;
 use domain::ids::TenantId;
@@ -14,6 +14,7 @@ use schemars::{Schema, SchemaGenerator};
 use serde::Serialize;
 
 use crate::api::Api;
+use crate::bodies::{Share, holding, shrink};
 use crate::etag::ETag;
 use crate::parameters::{Declared, Parameters};
 use crate::problem::{Kind, Problem};
@@ -67,6 +68,8 @@ pub(crate) struct Answer {
     body: Vec<u8>,
     etag: Option<ETag>,
     is_known: bool,
+    /// Its share of the memory for pages.
+    share: Option<Share>,
 }
 
 impl Call {
@@ -106,7 +109,7 @@ impl Answer {
             let detail = "the answer could not be written as JSON";
             Problem::new(Kind::Internal, detail).caused_by(&error)
         })?;
-        Ok(Self { status: StatusCode::OK, body, etag: None, is_known: false })
+        Ok(Self { status: StatusCode::OK, body, etag: None, is_known: false, share: None })
     }
 
     /// The answer with this tag; without a body if the client has it already.
@@ -120,6 +123,12 @@ impl Answer {
         Self { status, ..self }
     }
 
+    /// The answer, which holds of this share what it needs, until it is sent.
+    pub(crate) fn holding(self, mut share: Share) -> Self {
+        shrink(&mut share, self.body.len());
+        Self { share: Some(share), ..self }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.body
     }
@@ -127,7 +136,12 @@ impl Answer {
     pub(crate) fn response(self) -> Response<Body> {
         let mut response = match self.is_known {
             true => Response::new(Body::empty()),
-            false => Response::new(Body::from(self.body)),
+            false => {
+                let length = self.body.len();
+                let mut response = Response::new(holding(self.body, self.share));
+                response.headers_mut().insert(CONTENT_LENGTH, length.into());
+                response
+            }
         };
         // What was said must not stay in shared caches; with a tag a client may keep it and ask again.
         *response.status_mut() = self.status;

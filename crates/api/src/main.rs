@@ -21,6 +21,7 @@ mod pipeline;
 mod problem;
 mod rates;
 mod settings;
+mod stream;
 mod views;
 
 use std::process::ExitCode;

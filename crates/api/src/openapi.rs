@@ -146,6 +146,15 @@ mod tests {
     }
 
     #[test]
+    fn a_problem_need_not_name_faults() {
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        let required = &document["components"]["schemas"]["Problem"]["required"];
+        let required: Vec<_> =
+            required.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!(required, ["type", "title", "status", "detail", "request_id"]);
+    }
+
+    #[test]
     fn every_reference_of_the_document_leads_somewhere() {
         let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
         let text = DOCUMENT.as_str();

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
 use database::DeadLetterStatus;
 use domain::failure::DeadLetterReason;
 use domain::ids::MAX_ID_BYTES;
@@ -336,8 +336,12 @@ fn day_schema() -> Value {
 }
 
 fn day(text: &str) -> Result<NaiveDate, String> {
-    let day = NaiveDate::from_str(text).ok().filter(|_| text.len() == 10);
-    day.ok_or_else(|| "it is no day such as 2026-01-31".to_owned())
+    let is_plain =
+        text.len() == 10 && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    let day = NaiveDate::from_str(text)
+        .ok()
+        .filter(|day| is_plain && (1970..=2199).contains(&day.year()));
+    day.ok_or_else(|| "it is no day such as 2026-01-31, from 1970 to 2199".to_owned())
 }
 
 fn whole(text: &str, most: u32) -> Result<u32, String> {

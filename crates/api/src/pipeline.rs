@@ -18,6 +18,7 @@ use std::time::Duration;
 use access::{ApiKey, Caller, NotAuthenticated};
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{ConnectInfo, RawPathParams, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -31,14 +32,17 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::api::Api;
-use crate::bodies::ReadBody;
+use crate::bodies::{self, ReadBody};
 use crate::client_address::client_address;
 use crate::documents::DOCUMENTS;
 use crate::endpoint::{Answer, Call, Endpoint};
 use crate::endpoints::ENDPOINTS;
 use crate::parameters::Parameters;
-use crate::problem::{Kind, Problem};
+use crate::problem::{Fault, Kind, Problem};
 use crate::rates::Allowance;
+
+/// The parameters of a path, which may be no UTF-8.
+type PathParams = Result<RawPathParams, RawPathParamsRejection>;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -54,7 +58,7 @@ struct RequestId(String);
 pub(crate) fn router(api: &Arc<Api>) -> Router {
     let mut router = Router::new();
     for endpoint in &ENDPOINTS {
-        let handler = move |state: State<Arc<Api>>, path: RawPathParams, request: Request| {
+        let handler = move |state: State<Arc<Api>>, path: PathParams, request: Request| {
             answer(endpoint, state, path, request)
         };
         // Only standard methods are in the table.
@@ -126,7 +130,7 @@ async fn frame(State(api): State<Arc<Api>>, mut request: Request, next: Next) ->
 async fn answer(
     endpoint: &'static Endpoint,
     State(api): State<Arc<Api>>,
-    path: RawPathParams,
+    path: PathParams,
     request: Request,
 ) -> Response<Body> {
     let id = request.extensions().get::<RequestId>().map_or("", |id| &id.0).to_owned();
@@ -152,7 +156,7 @@ async fn answer(
 async fn handle(
     endpoint: &'static Endpoint,
     api: Arc<Api>,
-    path: RawPathParams,
+    path: PathParams,
     request: Request,
     allowance: &mut Option<Allowance>,
 ) -> Result<Response<Body>, Problem> {
@@ -176,18 +180,29 @@ async fn handle(
         );
         return Err(Problem::new(Kind::Forbidden, detail));
     }
+    let path = path.map_err(|_| {
+        let fault = Fault {
+            detail: "it is not percent-encoded UTF-8".to_owned(),
+            parameter: Some("path".to_owned()),
+            pointer: None,
+        };
+        Problem::invalid(vec![fault])
+    })?;
     let (parts, body) = request.into_parts();
     let body = match endpoint.body {
         None => ReadBody::default(),
-        Some(_) => api.bodies.read(&parts.headers, body).await?,
+        Some(_) => {
+            let largest = api.settings.max_request_bytes;
+            bodies::read(&api.requests, largest, &parts.headers, body).await?
+        }
     };
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let query = parts.uri.query().unwrap_or_default();
     let parameters = Parameters::of(path, query, endpoint.parameters);
     let call = Call { api, endpoint, caller, parameters, headers: parts.headers, body: body.bytes };
-    // The permit of the body ends with the answer.
+    // The memory of the body is free when the answer is ready.
     let answer = (endpoint.handler)(call).await.map(Answer::response);
-    drop(body.permit);
+    drop(body.share);
     answer
 }
 

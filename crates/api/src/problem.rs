@@ -29,11 +29,12 @@ pub(crate) enum Kind {
     Internal,
     Unavailable,
     NotPublished,
+    Busy,
     TooSlow,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::TenantRequired,
         Self::Unauthenticated,
         Self::Forbidden,
@@ -47,6 +48,7 @@ impl Kind {
         Self::Internal,
         Self::Unavailable,
         Self::NotPublished,
+        Self::Busy,
         Self::TooSlow,
     ];
 
@@ -100,6 +102,9 @@ impl Kind {
                 "not-published",
                 "RabbitMQ did not confirm the action",
             ),
+            Self::Busy => {
+                (StatusCode::SERVICE_UNAVAILABLE, "busy", "Too many large requests at once")
+            }
             Self::TooSlow => {
                 (StatusCode::SERVICE_UNAVAILABLE, "too-slow", "The request took too long")
             }
@@ -148,7 +153,7 @@ pub(crate) struct ProblemView<'a> {
     /// The id of the request, which is also in the log.
     request_id: &'a str,
     /// Each part of the request that is invalid.
-    #[serde(skip_serializing_if = "<[Fault]>::is_empty")]
+    #[serde(default, skip_serializing_if = "<[Fault]>::is_empty")]
     errors: &'a [Fault],
 }
 

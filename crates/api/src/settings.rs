@@ -53,8 +53,8 @@ pub(crate) struct Settings {
     #[arg(value_name = "NUMBER", help_heading = "HTTP")]
     pub(crate) max_http_connections: u32,
 
-    /// How long a client may take to send the headers of a request, and how long a connection stays open between two
-    /// requests
+    /// How long a client may take to send the headers of a request, how long it may read nothing of an answer, and how
+    /// long a connection stays open between two requests
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
     #[arg(help_heading = "HTTP")]
     pub(crate) header_timeout: Duration,
@@ -88,6 +88,12 @@ pub(crate) struct Settings {
     #[arg(long, default_value = "4MiB", value_name = "BYTES", value_parser = bytes)]
     #[arg(help_heading = "HTTP")]
     pub(crate) max_page_bytes: usize,
+
+    /// Maximum size of the pages of all requests together that one replica holds, until they are sent. Further requests
+    /// wait
+    #[arg(long, default_value = "128MiB", value_name = "BYTES", value_parser = bytes)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) max_pages_bytes: usize,
 
     /// Requests per second that each key may make of one replica, on average. A request above it is answered with 429
     #[arg(long, default_value = "100", value_name = "NUMBER", help_heading = "HTTP")]

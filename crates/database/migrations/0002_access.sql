@@ -85,12 +85,12 @@ CREATE FUNCTION verbatim_api_keys_used(key_ids text[], used_at timestamptz[])
 RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
     WITH updated AS (
-        UPDATE api_keys k SET last_used_at = used.at
+        UPDATE api_keys k SET last_used_at = least(used.at, clock_timestamp())
         FROM (SELECT locked.id, u.at
               FROM unnest(key_ids, used_at) AS u (id, at)
               JOIN (SELECT i.id FROM api_keys i WHERE i.id = ANY (key_ids) ORDER BY i.id FOR NO KEY UPDATE) AS locked
                 ON locked.id = u.id) AS used
-        WHERE k.id = used.id AND (k.last_used_at IS NULL OR k.last_used_at < used.at)
+        WHERE k.id = used.id AND isfinite(used.at) AND (k.last_used_at IS NULL OR k.last_used_at < used.at)
         RETURNING 1)
     SELECT count(*) FROM updated
 $$;

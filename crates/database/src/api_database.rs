@@ -57,12 +57,18 @@ impl ApiDatabase {
         self.database.address()
     }
 
-    /// Checks that PostgreSQL answers.
+    /// Checks that PostgreSQL answers a request as it answers those of tenants: with row-level security, and a signature
+    /// that it accepts.
     ///
     /// # Errors
     /// It does not.
     pub async fn probe(&self) -> Result<()> {
-        self.database.value(sqlx::query_as("SELECT true")).await.map(|(_,): (bool,)| ())
+        let query = "SELECT verbatim_tenant(), count(*) FROM (SELECT FROM conversations LIMIT 1) AS any_row";
+        let nobody: Result<(String, i64)> = match TenantId::new("nobody") {
+            Ok(nobody) => self.of(&nobody).value(sqlx::query_as(query)).await,
+            Err(_) => return Ok(()),
+        };
+        nobody.map(drop)
     }
 
     /// Fails if the schema is missing or too old, or if the role may read or change more or less than it must, or if

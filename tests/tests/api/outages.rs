@@ -3,6 +3,8 @@
 use system_tests::{ApiServer, LIMIT, Scenario};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::{archived, with_status};
 
@@ -70,10 +72,62 @@ async fn a_stop_ends_after_the_request_that_is_being_answered() {
     archived(&scenario, "acme", 1, 1).await;
     let key = api.key("acme", &["read"]).await;
     with_status(&api.get(&key, FULL).await, 200);
-    // A connection without a request does not keep the process.
-    let idle = tokio::net::TcpStream::connect(api.address).await.unwrap();
+    // Neither a connection without a request keeps the process, nor one whose request never becomes complete.
+    let idle = TcpStream::connect(api.address).await.unwrap();
+    let mut half = TcpStream::connect(api.address).await.unwrap();
+    half.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n").await.unwrap();
     api.worker.signal(testkit::process::Signal::Terminate).unwrap();
     let status = api.worker.wait(LIMIT).await.unwrap();
     assert!(status.success(), "{status}: {}", api.worker.log_tail());
-    drop(idle);
+    drop((idle, half));
+}
+
+#[tokio::test]
+async fn clients_that_send_or_read_slowly_do_not_keep_others_waiting() {
+    let scenario = Scenario::new().await;
+    let settings = [
+        ("VERBATIM_HEADER_TIMEOUT", "1s"),
+        ("VERBATIM_MAX_PAGE_BYTES", "48MiB"),
+        ("VERBATIM_MAX_PAGES_BYTES", "48MiB"),
+        ("VERBATIM_LOG_LEVEL", "debug"),
+    ];
+    let api = ApiServer::start(&scenario, &settings).await;
+    let key = api.key("acme", &["read", "write"]).await;
+    // As many announced bodies as there is memory for, of which one byte comes.
+    let mut slow = Vec::new();
+    for _ in 0..9 {
+        let mut stream = TcpStream::connect(api.address).await.unwrap();
+        let head = format!(
+            "POST /api/actions?dry_run=1 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 8388608\r\n\r\n{{"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    let action =
+        serde_json::json!({"action_type": "conversation.session_opened", "session_id": "s"});
+    let asked = tokio::time::Instant::now();
+    with_status(&api.post(&key, "/api/actions?dry_run=1", &[], &action).await, 200);
+    assert!(asked.elapsed() < std::time::Duration::from_secs(4), "{:?}", asked.elapsed());
+
+    // A page that its reader does not read takes all memory for pages; its connection ends, and another page is read.
+    archived(&scenario, "acme", 1, 40).await;
+    scenario.sql("UPDATE message_rows SET content = repeat('x', 1 << 20)").await;
+    let mut unread = TcpStream::connect(api.address).await.unwrap();
+    let head = format!("GET {FULL} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
+    unread.write_all(head.as_bytes()).await.unwrap();
+    eventually("the connection to be closed", LIMIT, async || {
+        let log = api.worker.log();
+        if log.contains("connection ended with an error") {
+            Ok(())
+        } else {
+            Err("it is open".to_owned())
+        }
+    })
+    .await;
+    let page = api.get(&key, &format!("{FULL}?limit=1")).await;
+    with_status(&page, 200);
+    let mut received = Vec::new();
+    unread.read_to_end(&mut received).await.ok();
+    assert!(received.len() < 40 << 20, "{} bytes", received.len());
+    drop(slow);
 }

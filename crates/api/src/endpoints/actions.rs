@@ -33,6 +33,9 @@ const REPLIES_CONNECT: Duration = Duration::from_secs(2);
 /// The header whose value becomes the `action_id`.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
+/// W3C's trace context asks for 512 characters to be passed on (Trace Context, 3.3.1.5). Each action has a copy of it.
+const LONGEST_TRACESTATE: usize = 512;
+
 /// AMQP's limit of a property such as `message_id` (short string, AMQP 0-9-1, 4.2.5.3).
 const LONGEST_PROPERTY: usize = 255;
 
@@ -322,6 +325,12 @@ fn view((position, checked): (usize, &Checked)) -> PublishedActionView {
     }
 }
 
+/// Whether this is a `traceparent` (Trace Context, 3.2): version, trace, parent and flags in hexadecimal digits.
+fn is_traceparent(text: &str) -> bool {
+    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
+    lengths == [2, 32, 16, 2] && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+}
+
 /// Publishes them and waits for the confirms.
 async fn confirmed(
     call: &Call,
@@ -329,7 +338,10 @@ async fn confirmed(
     replies: &[Option<ExpectedReply>],
 ) -> Result<(), Problem> {
     let header = |name: &str| Some(call.headers.get(name)?.to_str().ok()?.to_owned());
-    let (traceparent, tracestate) = (header("traceparent"), header("tracestate"));
+    // What is no trace context is left out, as W3C's recommendation says.
+    let traceparent = header("traceparent").filter(|it| is_traceparent(it));
+    let tracestate =
+        header("tracestate").filter(|it| traceparent.is_some() && it.len() <= LONGEST_TRACESTATE);
     let publications = actions.into_iter().zip(replies).map(|(Checked { action, body }, reply)| {
         let mut publication = Publication::action(action.kind().as_str(), body);
         // The id that was derived or drawn here: a redelivery, and another request with the same text, keep it.

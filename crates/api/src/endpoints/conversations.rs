@@ -109,6 +109,8 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
         limit,
         max_bytes: call.api.settings.max_page_bytes,
     };
+    // Before the messages are read: so the limit holds however many requests there are.
+    let share = call.api.pages.take(request.max_bytes).await?;
     let page = call.database(&tenant).transcript_page(&key, &request).await?;
     let page = page.ok_or_else(Problem::not_found)?;
     call.api.note_read(&call.caller, page.messages.len());
@@ -119,7 +121,7 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
     });
     let answer = Answer::json(&ConversationPageView::new(&tenant, &page, next))?;
     let etag = ETag::of(&call.api.secrets, &[tenant.as_str().as_bytes(), answer.bytes()]);
-    Ok(answer.tagged(etag, &call.headers))
+    Ok(answer.holding(share).tagged(etag, &call.headers))
 }
 
 /// The place of a cursor of this list.
