@@ -19,7 +19,7 @@ use testkit::proxy::Proxy;
 use uuid::Uuid;
 
 /// The time at which the tests' clock starts.
-const START: i64 = 1_800_000_000_000_000;
+const START: i64 = 1_700_000_000_000_000;
 
 struct Fixture {
     env: TestEnv,

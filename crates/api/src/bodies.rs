@@ -58,7 +58,7 @@ impl Memory {
     }
 }
 
-/// Gives back what an answer of so many bytes does not need.
+/// Frees what an answer of so many bytes does not need.
 pub(crate) fn shrink(share: &mut Share, bytes: usize) {
     let surplus = share.num_permits().saturating_sub(bytes.div_ceil(UNIT));
     drop(share.split(surplus));

@@ -392,9 +392,13 @@ async fn a_key_is_found_by_its_secret_until_it_is_rotated_or_revoked() {
     assert_eq!(presented("second").await.unwrap().accepted_until, None);
     assert_eq!(api.api_key_versions(&["k1", "k2"]).await.unwrap(), [("k1".to_owned(), 2)]);
 
-    let used = chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+    let used = chrono::DateTime::from_timestamp(1_700_000_000, 0).unwrap();
     api.api_keys_used(&[("k1", used), ("gone", used)]).await.unwrap();
     api.api_keys_used(&[("k1", used - Duration::from_secs(5))]).await.unwrap();
+    // What is no time, as an injected statement may say.
+    let infinite = "SELECT verbatim_api_keys_used(ARRAY['k1'], ARRAY['infinity'::timestamptz])";
+    let mut connection = archive.connection().await;
+    sqlx::query(infinite).execute(&mut connection).await.unwrap();
     assert_eq!(owner.api_keys(Some("acme")).await.unwrap()[0].last_used_at, Some(used));
     assert_eq!(owner.api_keys(Some("globex")).await.unwrap(), []);
 
