@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
 use system_tests::{
-    COLLECTOR, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key_of, message,
+    ApiServer, COLLECTOR, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key_of, message,
 };
 use testkit::fleet::Worker;
 use testkit::monitoring::Monitor;
@@ -36,8 +36,9 @@ async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
         scenario.start(STATISTICS),
         scenario.start(COLLECTOR),
         scenario.start(COLLECTOR),
+        api(&scenario),
     );
-    let fleet: [Worker; 6] = fleet.into();
+    let fleet: [Worker; 7] = fleet.into();
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let monitoring = Monitoring::of(&fleet).await;
 
@@ -63,6 +64,11 @@ async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
     scenario.finish(fleet).await;
 }
 
+/// The API, which Prometheus watches too.
+async fn api(scenario: &Scenario) -> Worker {
+    ApiServer::start(scenario, &[]).await.worker
+}
+
 #[tokio::test]
 async fn a_missing_queue_raises_a_critical_alert_until_setup_declares_it() {
     let scenario = Scenario::new().await;
@@ -71,8 +77,9 @@ async fn a_missing_queue_raises_a_critical_alert_until_setup_declares_it() {
         scenario.start(MIGRATION),
         scenario.start(STATISTICS),
         scenario.start(COLLECTOR),
+        api(&scenario),
     );
-    let fleet: [Worker; 4] = fleet.into();
+    let fleet: [Worker; 5] = fleet.into();
     let monitoring = Monitoring::of(&fleet).await;
     scenario.rabbit().delete_queue("conversation.context").await;
     let fired = monitoring.notified("VerbatimQueueMissing", "firing").await;
