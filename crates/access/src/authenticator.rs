@@ -2,7 +2,7 @@
 //!
 //! A key whose secret PostgreSQL confirmed is remembered with its version. [`Authenticator::refresh`], which runs every two
 //! seconds, asks for the versions of the remembered keys: a key that was revoked, rotated or removed is forgotten. A
-//! memory that was not confirmed for five seconds counts only while PostgreSQL does not answer, and only for the grace
+//! memory that was not confirmed for four seconds counts only while PostgreSQL does not answer, and only for the grace
 //! period: so a revoked key stops within five seconds on every replica, and an outage of PostgreSQL does not stop
 //! publishing.
 
@@ -21,8 +21,9 @@ use tokio::time::Instant;
 
 use crate::{ApiKey, Caller};
 
-/// How old the confirmation of a remembered key may be while PostgreSQL answers.
-const CONFIRMED_FOR: Duration = Duration::from_secs(5);
+/// How old the confirmation of a remembered key may be while PostgreSQL answers: below the promised five seconds by the time
+/// of an answer.
+const CONFIRMED_FOR: Duration = Duration::from_secs(4);
 
 /// How often [`Authenticator::refresh`] is to run.
 const REFRESH_EVERY: Duration = Duration::from_secs(2);

@@ -20,7 +20,7 @@ use tower_service::Service as _;
 
 use crate::api::Api;
 use crate::pipeline;
-use crate::stream::ImpatientStream;
+use crate::stream::WriteTimeoutStream;
 
 /// The pause after a failed `accept`, for example because there are no file descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -62,7 +62,7 @@ pub(crate) fn serve(service: &Service, listener: TcpListener, api: Arc<Api>) {
                     request.extensions_mut().insert(ConnectInfo(peer));
                     router.clone().call(request)
                 });
-                let stream = ImpatientStream::new(stream, api.settings.header_timeout);
+                let stream = WriteTimeoutStream::new(stream, api.settings.header_timeout);
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(api.settings.header_timeout)

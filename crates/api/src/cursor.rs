@@ -30,7 +30,7 @@ pub(crate) struct Place {
 
 /// What a cursor belongs to.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Belongs<'a> {
+pub(crate) struct CursorScope<'a> {
     pub(crate) tenant: &'a TenantId,
     /// The name of the endpoint.
     pub(crate) endpoint: &'a str,
@@ -49,27 +49,27 @@ impl Place {
     }
 
     /// The cursor of this place.
-    pub(crate) fn cursor(&self, secrets: &Secrets, belongs: Belongs<'_>) -> String {
+    pub(crate) fn cursor(&self, secrets: &Secrets, scope: CursorScope<'_>) -> String {
         let payload = serde_json::to_vec(self).unwrap_or_default();
         let mut bytes = vec![VERSION];
-        bytes.extend(secrets.sign(Purpose::Cursor, &parts(belongs, &payload)));
+        bytes.extend(secrets.sign(Purpose::Cursor, &parts(scope, &payload)));
         bytes.extend(payload);
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
     /// The place of a cursor; `None` if it is none, or belongs to something else.
-    pub(crate) fn of(cursor: &str, secrets: &Secrets, belongs: Belongs<'_>) -> Option<Self> {
+    pub(crate) fn of(cursor: &str, secrets: &Secrets, scope: CursorScope<'_>) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
         let (version, rest) = bytes.split_first()?;
         let (signature, payload) = rest.split_at_checked(SIGNATURE)?;
         let is_ours = *version == VERSION
-            && secrets.verify(Purpose::Cursor, &parts(belongs, payload), signature);
+            && secrets.verify(Purpose::Cursor, &parts(scope, payload), signature);
         is_ours.then(|| serde_json::from_slice(payload).ok()).flatten()
     }
 }
 
-fn parts<'a>(belongs: Belongs<'a>, payload: &'a [u8]) -> [&'a [u8]; 4] {
-    let Belongs { tenant, endpoint, filter } = belongs;
+fn parts<'a>(scope: CursorScope<'a>, payload: &'a [u8]) -> [&'a [u8]; 4] {
+    let CursorScope { tenant, endpoint, filter } = scope;
     [tenant.as_str().as_bytes(), endpoint.as_bytes(), filter.as_bytes(), payload]
 }
 
@@ -83,27 +83,27 @@ mod tests {
         let (acme, globex) = (TenantId::new("acme").unwrap(), TenantId::new("globex").unwrap());
         let at = DateTime::from_timestamp_micros(1_800_000_000_000_001).unwrap();
         let place = Place::new(at, "c/1");
-        let belongs = Belongs { tenant: &acme, endpoint: "list", filter: "status=active" };
-        let cursor = place.cursor(&secrets, belongs);
-        assert_eq!(Place::of(&cursor, &secrets, belongs), Some(place.clone()));
+        let scope = CursorScope { tenant: &acme, endpoint: "list", filter: "status=active" };
+        let cursor = place.cursor(&secrets, scope);
+        assert_eq!(Place::of(&cursor, &secrets, scope), Some(place.clone()));
         assert_eq!(place.at(), Some(at));
         for other in [
-            Belongs { tenant: &globex, ..belongs },
-            Belongs { endpoint: "full", ..belongs },
-            Belongs { filter: "", ..belongs },
+            CursorScope { tenant: &globex, ..scope },
+            CursorScope { endpoint: "full", ..scope },
+            CursorScope { filter: "", ..scope },
         ] {
             assert_eq!(Place::of(&cursor, &secrets, other), None, "{other:?}");
         }
         let other_secret = Secrets::new(["t"]).unwrap();
-        assert_eq!(Place::of(&cursor, &other_secret, belongs), None);
+        assert_eq!(Place::of(&cursor, &other_secret, scope), None);
         for at in 0..cursor.len() {
             let mut changed = cursor.clone().into_bytes();
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
             let changed = String::from_utf8(changed).unwrap();
-            assert_eq!(Place::of(&changed, &secrets, belongs), None, "{changed}");
+            assert_eq!(Place::of(&changed, &secrets, scope), None, "{changed}");
         }
         for bad in ["", "AQ", "é", "AAAA", &cursor[1..], &format!("{cursor}=")] {
-            assert_eq!(Place::of(bad, &secrets, belongs), None, "{bad}");
+            assert_eq!(Place::of(bad, &secrets, scope), None, "{bad}");
         }
     }
 }

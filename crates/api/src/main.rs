@@ -78,8 +78,12 @@ fn refresh_keys(service: &Service, authenticator: &Arc<Authenticator>) {
         let authenticator = Arc::clone(&authenticator);
         async move {
             let refresh = async {
+                // A line when it begins to fail, and not every two seconds.
+                let mut is_failing = false;
                 loop {
-                    if let Err(error) = authenticator.refresh().await {
+                    let refreshed = authenticator.refresh().await;
+                    let was_failing = std::mem::replace(&mut is_failing, refreshed.is_err());
+                    if let (Err(error), false) = (refreshed, was_failing) {
                         let error = with_causes(&error);
                         tracing::warn!(error, "API keys could not be confirmed; keys confirmed before go on for VERBATIM_AUTH_GRACE");
                     }

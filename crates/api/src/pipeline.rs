@@ -295,7 +295,7 @@ fn allow_origin(
     let exposed = "ETag, Retry-After, RateLimit, RateLimit-Policy, X-Request-Id";
     headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
     if is_preflight {
-        let methods = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
+        let methods = HeaderValue::from_static("GET, POST");
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
         headers.insert(ALLOW, methods);
         let sent = "Authorization, Content-Type, If-None-Match, Idempotency-Key, X-Request-Id";

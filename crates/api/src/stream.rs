@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// The connection.
-pub(crate) struct ImpatientStream {
+pub(crate) struct WriteTimeoutStream {
     stream: TcpStream,
     limit: Duration,
     /// Ends when a write has waited for the limit.
@@ -20,7 +20,7 @@ pub(crate) struct ImpatientStream {
     is_waiting: bool,
 }
 
-impl ImpatientStream {
+impl WriteTimeoutStream {
     pub(crate) fn new(stream: TcpStream, limit: Duration) -> Self {
         Self { stream, limit, waited: Box::pin(sleep(limit)), is_waiting: false }
     }
@@ -46,7 +46,7 @@ impl ImpatientStream {
     }
 }
 
-impl AsyncRead for ImpatientStream {
+impl AsyncRead for WriteTimeoutStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -56,7 +56,7 @@ impl AsyncRead for ImpatientStream {
     }
 }
 
-impl AsyncWrite for ImpatientStream {
+impl AsyncWrite for WriteTimeoutStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -131,3 +131,20 @@ async fn clients_that_send_or_read_slowly_do_not_keep_others_waiting() {
     assert!(received.len() < 40 << 20, "{} bytes", received.len());
     drop(slow);
 }
+
+#[tokio::test]
+async fn a_replica_whose_signatures_postgresql_refuses_is_not_ready() {
+    let scenario = Scenario::new().await;
+    let api = ApiServer::start(&scenario, &[]).await;
+    archived(&scenario, "acme", 1, 1).await;
+    let key = api.key("acme", &["read"]).await;
+    // As `verbatim setup` with another API_SECRET leaves it.
+    scenario.sql("DELETE FROM api_tenant_keys").await;
+    let problem = with_status(&api.get(&key, FULL).await, 503);
+    assert!(problem["detail"].as_str().unwrap().contains("verbatim setup"), "{problem}");
+    eventually("/readyz to say so", LIMIT, async || {
+        let ready = api.worker.get("/readyz").await.unwrap();
+        if ready.status == 503 { Ok(()) } else { Err(ready.body) }
+    })
+    .await;
+}

@@ -118,6 +118,9 @@ async fn a_dry_run_publishes_nothing_and_a_refused_action_keeps_its_neighbours_f
     for text in ["", "{", "{\"a\":1,}", "\u{feff}{}", "[{}"] {
         with_status(&api.send("POST", ACTIONS, &[(headers, &bearer)], text).await, 422);
     }
+    for odd in ["a b", "\"\"", "é"] {
+        with_status(&api.post(&key, ACTIONS, &[("idempotency-key", odd)], &save("x")).await, 422);
+    }
     let mut reply = save("x");
     reply["callback_queue_name"] = json!("conversation.session");
     let problem = with_status(&api.post(&key, ACTIONS, &[], &reply).await, 422);
@@ -211,4 +214,24 @@ async fn where_users_are_checked_the_api_sends_its_own_and_refuses_a_tenant_that
     with_status(&api.post(&acme, DURABLE, &[], &save("x")).await, 200);
     let problem = with_status(&api.post(&globex, DURABLE, &[], &save("x")).await, 403);
     assert!(problem["detail"].as_str().unwrap().contains("globex"), "{problem}");
+}
+
+#[tokio::test]
+async fn a_trace_context_is_passed_on_and_what_is_none_or_too_long_is_left_out() {
+    let (scenario, api) = started().await;
+    let key = api.key("acme", &["write"]).await;
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let long = "k=v,".repeat(5_000);
+    for (traceparent, tracestate, passed_on) in [
+        (parent, "k=v", (json!(parent), json!("k=v"))),
+        (parent, &long, (json!(parent), Value::Null)),
+        (&long, "k=v", (Value::Null, Value::Null)),
+    ] {
+        let headers = [("traceparent", traceparent), ("tracestate", tracestate)];
+        with_status(&api.post(&key, ACTIONS, &headers, &save("x")).await, 202);
+        let messages = scenario.rabbit().take("conversation.save_message").await;
+        let [message] = &messages[..] else { panic!("{messages:?}") };
+        let headers = &message["properties"]["headers"];
+        assert_eq!((headers["traceparent"].clone(), headers["tracestate"].clone()), passed_on);
+    }
 }

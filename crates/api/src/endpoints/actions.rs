@@ -285,7 +285,10 @@ fn key_at(key: &str, position: usize) -> String {
 
 fn idempotency_key(call: &Call) -> Result<Option<String>, Problem> {
     let Some(value) = call.headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
-    let text = value.to_str().ok().map(|text| text.trim().trim_matches('"'));
+    let text = value.to_str().ok().map(str::trim);
+    let quoted = |text: &'_ str| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+    let text = text.map(|text| if quoted(text) { &text[1..text.len() - 1] } else { text });
+    let text = text.filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
     let key = text.and_then(|text| domain::ids::ActionId::new(text).ok());
     key.map(|key| Some(key.to_string())).ok_or_else(|| {
         Problem::new(

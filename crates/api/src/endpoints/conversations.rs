@@ -6,7 +6,7 @@ use domain::ids::{ConversationKey, MessageId};
 use domain::message::Position;
 use domain::time::Timestamp;
 
-use crate::cursor::{Belongs, Place};
+use crate::cursor::{CursorScope, Place};
 use crate::endpoint::{Answer, Call};
 use crate::etag::ETag;
 use crate::parameters::{self as p, Order};
@@ -64,11 +64,11 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
     parameters.checked()?;
     let tenant = call.tenant()?;
     let filter_text = format!("{filter:?}");
-    let belongs = Belongs { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter_text };
+    let scope = CursorScope { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter_text };
     let after = match cursor {
         None => None,
         Some(cursor) => {
-            let place = place(&mut call, &cursor, belongs)?;
+            let place = place(&mut call, &cursor, scope)?;
             let position = place.at().map(|created_at| PagePosition { created_at, id: place.id });
             Some(position.ok_or_else(Problem::not_found)?)
         }
@@ -76,7 +76,7 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
     let page =
         call.database(&tenant).conversation_page(&tenant, &filter, after.as_ref(), limit).await?;
     let next = page.next.map(|position| {
-        Place::new(position.created_at, &position.id).cursor(&call.api.secrets, belongs)
+        Place::new(position.created_at, &position.id).cursor(&call.api.secrets, scope)
     });
     Answer::json(&ConversationListView::new(&page.conversations, next))
 }
@@ -93,11 +93,11 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
     let tenant = call.tenant()?;
     let key = ConversationKey::parse(tenant.as_str(), &id).map_err(|_| Problem::not_found())?;
     let filter = format!("{order:?} {id}");
-    let belongs = Belongs { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter };
+    let scope = CursorScope { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter };
     let after = match &cursor {
         None => None,
         Some(cursor) => {
-            Some(position(&place(&mut call, cursor, belongs)?).ok_or_else(Problem::not_found)?)
+            Some(position(&place(&mut call, cursor, scope)?).ok_or_else(Problem::not_found)?)
         }
     };
     let request = TranscriptRequest {
@@ -117,7 +117,7 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
     let next = page.messages.last().filter(|_| page.has_more).map(|last| {
         let position = last.message.position();
         Place::new(position.created_at.into(), position.id.as_str())
-            .cursor(&call.api.secrets, belongs)
+            .cursor(&call.api.secrets, scope)
     });
     let answer = Answer::json(&ConversationPageView::new(&tenant, &page, next))?;
     let etag = ETag::of(&call.api.secrets, &[tenant.as_str().as_bytes(), answer.bytes()]);
@@ -125,8 +125,12 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
 }
 
 /// The place of a cursor of this list.
-pub(crate) fn place(call: &mut Call, cursor: &str, belongs: Belongs<'_>) -> Result<Place, Problem> {
-    match Place::of(cursor, &call.api.secrets, belongs) {
+pub(crate) fn place(
+    call: &mut Call,
+    cursor: &str,
+    scope: CursorScope<'_>,
+) -> Result<Place, Problem> {
+    match Place::of(cursor, &call.api.secrets, scope) {
         Some(place) => Ok(place),
         None => {
             let detail =

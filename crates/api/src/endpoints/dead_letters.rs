@@ -5,7 +5,7 @@ use database::{DeadLetterPageFilter, DeadLetterPosition, DeadLetterStatus};
 use uuid::Uuid;
 
 use super::conversations::place;
-use crate::cursor::{Belongs, Place};
+use crate::cursor::{CursorScope, Place};
 use crate::endpoint::{Answer, Call};
 use crate::parameters::{self as p, Statuses};
 use crate::problem::Problem;
@@ -31,11 +31,11 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
     parameters.checked()?;
     let tenant = call.tenant()?;
     let filter_text = format!("{filter:?}");
-    let belongs = Belongs { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter_text };
+    let scope = CursorScope { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter_text };
     let after = match cursor {
         None => None,
         Some(cursor) => {
-            let place = place(&mut call, &cursor, belongs)?;
+            let place = place(&mut call, &cursor, scope)?;
             let position = place.at().zip(Uuid::parse_str(&place.id).ok());
             let (stored_at, id) = position.ok_or_else(Problem::not_found)?;
             Some(DeadLetterPosition { stored_at, id })
@@ -44,7 +44,7 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
     let database = call.database(&tenant);
     let page = database.dead_letters_of_tenant(&tenant, &filter, after, limit).await?;
     let next = page.next.map(|position| {
-        Place::new(position.stored_at, &position.id.to_string()).cursor(&call.api.secrets, belongs)
+        Place::new(position.stored_at, &position.id.to_string()).cursor(&call.api.secrets, scope)
     });
     Answer::json(&DeadLetterListView::new(&page.dead_letters, next, errors(&call)))
 }
