@@ -11,7 +11,9 @@ use access::{
     ApiKey, Authenticator, AuthenticatorSettings, Caller, NotAuthenticated, Scope, Secrets,
     TenantOfCaller,
 };
-use database::{Actor, ApiDatabase, ApiRole, Database, EVERY_TENANT, NewApiKey, Settings};
+use database::{
+    Actor, ApiDatabase, ApiRole, ApiRoleKind, Database, EVERY_TENANT, NewApiKey, Settings,
+};
 use domain::clock::Clock;
 use domain::time::Timestamp;
 use testkit::TestEnv;
@@ -36,7 +38,11 @@ impl Fixture {
         let owner = Database::open(&settings(&env.database_url, Duration::from_secs(10))).unwrap();
         owner.migrate(|| {}).await.unwrap();
         let secrets = Secrets::new(["a secret of the test of the keys"]).unwrap();
-        let role = ApiRole { name: env.api_role(), password: Some("s3cret".to_owned()) };
+        let role = ApiRole {
+            kind: ApiRoleKind::Tenants,
+            name: env.api_role(),
+            password: Some("s3cret".to_owned()),
+        };
         owner.set_up_api_role(&role, &secrets.tenant_keys()).await.unwrap();
         let proxy = Proxy::before(&env.database_url).await.unwrap();
         Self { env, owner, secrets, proxy, micros: Arc::new(AtomicI64::new(START)) }
@@ -90,7 +96,7 @@ fn settings(url: &str, time_out: Duration) -> Settings {
 }
 
 fn actor() -> Actor {
-    Actor { name: "test".to_owned(), run: Uuid::new_v4() }
+    Actor { name: "test".to_owned(), run: Uuid::new_v4(), tenant: None }
 }
 
 fn here() -> IpAddr {

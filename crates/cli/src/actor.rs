@@ -19,7 +19,7 @@ impl ActorArgs {
     /// The actor, with a new run id.
     pub(crate) fn actor(&self) -> Actor {
         let name = self.actor.clone().unwrap_or_else(system_user);
-        Actor { name, run: Uuid::now_v7() }
+        Actor { name, run: Uuid::now_v7(), tenant: None }
     }
 }
 

@@ -7,6 +7,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use domain::fleet;
 use service::settings::{self, Sources, Stop};
 
+use crate::commands::audit_list::AuditList;
+use crate::commands::audit_verify::AuditVerify;
 use crate::commands::conversation_list::ConversationList;
 use crate::commands::conversation_show::ConversationShow;
 use crate::commands::dead_letters_discard::DeadLettersDiscard;
@@ -77,6 +79,9 @@ enum Verb {
     /// Creates, lists, rotates and revokes API keys
     #[command(subcommand)]
     Keys(KeysVerb),
+    /// Lists and verifies the audit log
+    #[command(subcommand)]
+    Audit(AuditVerb),
     #[command(visible_alias = "where")]
     Trace(Box<Trace>),
 }
@@ -93,6 +98,12 @@ enum KeysVerb {
     List(KeysList),
     Rotate(KeysRotate),
     Revoke(KeysRevoke),
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditVerb {
+    List(Box<AuditList>),
+    Verify(AuditVerify),
 }
 
 #[derive(Debug, Subcommand)]
@@ -171,6 +182,8 @@ impl Verb {
             Self::Keys(KeysVerb::List(list)) => list.run(output).await,
             Self::Keys(KeysVerb::Rotate(rotate)) => rotate.run(output).await,
             Self::Keys(KeysVerb::Revoke(revoke)) => revoke.run(output).await,
+            Self::Audit(AuditVerb::List(list)) => list.run(output).await,
+            Self::Audit(AuditVerb::Verify(verify)) => verify.run(output).await,
             Self::Trace(trace) => trace.run(output).await,
         }
     }
@@ -215,6 +228,7 @@ mod tests {
             (&format!("dead-letters export {filters}"), ""),
             ("keys create --tenant -t --name n --scope read", ""),
             ("keys list --tenant -t", ""),
+            ("audit list --tenant -t --by -a --subject -s", ""),
         ] {
             let database =
                 if command.starts_with("sync") { "" } else { "--database-url postgresql://u@h/d" };
@@ -247,6 +261,8 @@ mod tests {
             &["keys", "list"],
             &["keys", "rotate"],
             &["keys", "revoke"],
+            &["audit", "list"],
+            &["audit", "verify"],
             &["trace"],
         ] {
             let name = format!("help_{}", path.join("_").replace('-', "_"));

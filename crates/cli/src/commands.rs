@@ -1,5 +1,7 @@
 //! The commands, one file each.
 
+pub(crate) mod audit_list;
+pub(crate) mod audit_verify;
 pub(crate) mod conversation_list;
 pub(crate) mod conversation_show;
 pub(crate) mod dead_letters_discard;

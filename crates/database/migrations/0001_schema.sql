@@ -395,18 +395,26 @@ CREATE TABLE bot_states (
 
 CREATE TABLE audit_log (
     id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- By this server's clock.
+    at        timestamptz NOT NULL,
     actor     text NOT NULL,
     action    text NOT NULL,
     tenant_id text COLLATE "C",
-    -- The id of a dead letter or of a run over many dead letters; for a repair the conversation or the
-    -- day.
+    -- The id of a dead letter or of a run over many dead letters; of an API key; of a conversation that was read; for a
+    -- repair the conversation or the day.
     subject   text,
     -- Never any content of a conversation.
-    detail    json
+    detail    json,
+    -- The chain of the process that wrote it, its number in this chain from 1 on, and the hash over the entry and the
+    -- hash of the entry before. `0003_audit.sql` sets these and `at`.
+    chain     uuid NOT NULL,
+    n         bigint NOT NULL,
+    hash      bytea NOT NULL,
+    UNIQUE (chain, n)
 );
 
-CREATE INDEX audit_log_by_time ON audit_log (at);
+CREATE INDEX audit_log_by_time ON audit_log (at, id) WHERE id IS NOT NULL;
+CREATE INDEX audit_log_by_tenant ON audit_log (tenant_id, at, id) WHERE tenant_id IS NOT NULL;
 -- Of a hash: a subject may be longer than an entry of an index.
 CREATE INDEX audit_log_by_subject ON audit_log (md5(subject), id);
 

@@ -15,28 +15,33 @@ CREATE TABLE api_tenant_keys (
     PRIMARY KEY (inner_block)
 );
 
--- The tenant of this transaction. An error where none is set (the setting is empty on a connection that had one in an
--- earlier transaction), or its HMAC is another one.
-CREATE FUNCTION verbatim_tenant() RETURNS text
+-- The tenant that is signed here. An error where the text is empty or its HMAC is another one. The tenant may be empty:
+-- that is every tenant, for operators. No tenant's name is empty.
+CREATE FUNCTION verbatim_signed_tenant(signed text) RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER AS $$
 DECLARE
-    setting CONSTANT text := coalesce(current_setting('verbatim.tenant', true), '');
-    tenant CONSTANT text := substr(setting, 66);
+    tenant CONSTANT text := substr(signed, 66);
 BEGIN
-    IF setting = '' THEN
+    IF signed = '' OR signed IS NULL THEN
         RAISE EXCEPTION 'row-level security: the setting verbatim.tenant is not set in this transaction'
             USING ERRCODE = 'insufficient_privilege',
                   HINT = 'Only the conversation-api sets it. A role that reads all tenants needs BYPASSRLS, or a policy of its own.';
     END IF;
     IF NOT EXISTS (SELECT FROM api_tenant_keys k
                    WHERE encode(sha256(k.outer_block || sha256(k.inner_block || convert_to(tenant, 'UTF8'))), 'hex')
-                         = left(setting, 64)) THEN
+                         || ':' = left(signed, 65)) THEN
         RAISE EXCEPTION 'row-level security: the setting verbatim.tenant has a wrong signature'
             USING ERRCODE = 'insufficient_privilege',
                   HINT = 'API_SECRET of the conversation-api is not the one with which verbatim setup ran last.';
     END IF;
     RETURN tenant;
 END $$;
+
+-- The tenant of this transaction. The setting is empty on a connection that had one in an earlier transaction.
+CREATE FUNCTION verbatim_tenant() RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER AS $$
+    SELECT verbatim_signed_tenant(current_setting('verbatim.tenant', true))
+$$;
 
 CREATE TABLE api_keys (
     -- The part of the key that is shown in lists, logs and the audit log.
@@ -95,7 +100,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
     SELECT count(*) FROM updated
 $$;
 
-REVOKE ALL ON FUNCTION verbatim_api_key(text, bytea), verbatim_api_key_versions(text[]),
+REVOKE ALL ON FUNCTION verbatim_api_key(text, bytea), verbatim_api_key_versions(text[]), verbatim_signed_tenant(text),
                        verbatim_api_keys_used(text[], timestamptz[]) FROM PUBLIC;
 
 -- These functions run with the rights of the owner: they take tables of this schema alone, whatever the caller's search
@@ -104,8 +109,8 @@ DO $$
 DECLARE
     function regprocedure;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['verbatim_tenant()', 'verbatim_api_key(text, bytea)',
-                                    'verbatim_api_key_versions(text[])',
+    FOREACH function IN ARRAY ARRAY['verbatim_tenant()', 'verbatim_signed_tenant(text)',
+                                    'verbatim_api_key(text, bytea)', 'verbatim_api_key_versions(text[])',
                                     'verbatim_api_keys_used(text[], timestamptz[])']::regprocedure[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', function, current_schema());
     END LOOP;
@@ -118,8 +123,8 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['conversations', 'sessions', 'session_events', 'conversation_stats', 'daily_stats',
-                                'dead_letters'] LOOP
+    FOREACH name IN ARRAY ARRAY['conversations', 'sessions', 'session_events', 'conversation_stats',
+                                'daily_stats'] LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('CREATE POLICY rows_of_the_tenant ON %I FOR SELECT
                         USING (tenant_id = (SELECT verbatim_tenant()))', name);
@@ -132,3 +137,8 @@ BEGIN
                                        OFFSET 0))', name);
     END LOOP;
 END $$;
+
+-- Only the role of the API for operators may touch dead letters. With the key of a tenant it sees those of this tenant;
+-- with the key of an operator, which sets every tenant, also those that name none.
+ALTER TABLE dead_letters ENABLE ROW LEVEL SECURITY;
+CREATE POLICY rows_of_the_tenant ON dead_letters USING ((SELECT verbatim_tenant()) IN (tenant_id, ''));

@@ -7,8 +7,8 @@ use chrono::{DateTime, Utc};
 use domain::ids::TenantId;
 use sqlx::FromRow;
 
-use crate::api_role;
-use crate::{Database, Error, Result, SchemaError, Settings, TenantKey};
+use crate::api_role::{self, ApiRoleKind};
+use crate::{Database, NewAuditEntry, Result, SchemaError, Settings, TenantKey};
 
 /// The connections of the role of the API. Cheap to clone.
 #[derive(Clone)]
@@ -64,11 +64,9 @@ impl ApiDatabase {
     /// It does not.
     pub async fn probe(&self) -> Result<()> {
         let query = "SELECT verbatim_tenant(), count(*) FROM (SELECT FROM conversations LIMIT 1) AS any_row";
-        let nobody: Result<(String, i64)> = match TenantId::new("nobody") {
-            Ok(nobody) => self.of(&nobody).value(sqlx::query_as(query)).await,
-            Err(_) => return Ok(()),
-        };
-        nobody.map(drop)
+        let seen: (String, i64) = self.of_no_tenant().value(sqlx::query_as(query)).await?;
+        debug_assert_eq!(seen, (String::new(), 0));
+        Ok(())
     }
 
     /// Fails if the schema is missing or too old, or if the role may read or change more or less than it must, or if
@@ -77,24 +75,31 @@ impl ApiDatabase {
     /// # Errors
     /// One of these, with its remedy; or PostgreSQL failed.
     pub async fn verify(&self) -> Result<(), SchemaError> {
-        match self.database.verify_schema_version().await {
-            Err(SchemaError::Database(error)) if error.is_missing_privilege() => {
-                return Err(SchemaError::ApiRole("SELECT on _sqlx_migrations".to_owned()));
-            }
-            other => other?,
-        }
-        api_role::verify(&self.database).await?;
-        let tenant = TenantId::new("verify").map_err(|fault| Error::Corrupt {
-            table: "api_tenant_keys",
-            fault: fault.to_string(),
-        })?;
-        let signed = self.of(&tenant);
-        let seen: (String,) =
-            signed.value(sqlx::query_as("SELECT verbatim_tenant()")).await.map_err(|error| {
-                if error.is_missing_privilege() { SchemaError::TenantKey } else { error.into() }
-            })?;
-        debug_assert_eq!(seen.0, tenant.as_str());
-        Ok(())
+        api_role::verify(&self.database, ApiRoleKind::Tenants).await?;
+        self.of_no_tenant().verify_signature().await
+    }
+
+    /// Sees no rows: no tenant has this name.
+    fn of_no_tenant(&self) -> Database {
+        self.database.of_tenant(self.key.signed_for_every_tenant())
+    }
+
+    /// Writes entries to the audit log, all or none.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn audit(&self, entries: &[NewAuditEntry]) -> Result<()> {
+        let query = sqlx::query("SELECT verbatim_audit($1, $2, $3, $4, $5)")
+            .bind(entries.iter().map(|it| it.actor.as_str()).collect::<Vec<_>>())
+            .bind(entries.iter().map(|it| it.action).collect::<Vec<_>>())
+            .bind(entries.iter().map(|it| self.signed(it.tenant.as_ref())).collect::<Vec<_>>())
+            .bind(entries.iter().map(|it| it.subject.as_deref()).collect::<Vec<_>>())
+            .bind(entries.iter().map(|it| it.detail.to_string()).collect::<Vec<_>>());
+        self.of_no_tenant().execute(query).await.map(drop)
+    }
+
+    fn signed(&self, tenant: Option<&TenantId>) -> String {
+        tenant.map_or_else(|| self.key.signed_for_every_tenant(), |tenant| self.key.signed(tenant))
     }
 
     /// The key with this id, if it accepts a secret with this hash. It may be revoked or expired.

@@ -1,6 +1,6 @@
-//! The role of the conversation-api: what it may touch, how its sessions are set, and whether that is so.
+//! The roles of the conversation-api: what each may touch, how its sessions are set, and whether that is so.
 //!
-//! `verbatim setup` creates it and grants what is listed here; the API refuses to start if its role may touch anything
+//! `verbatim setup` creates them and grants what is listed here; the API refuses to start if a role may touch anything
 //! else. Row-level security is only as good as that: it does not apply to the owner of a table, to a superuser, to a role
 //! with BYPASSRLS, nor to a view.
 
@@ -10,30 +10,48 @@ use uuid::Uuid;
 use crate::scram::stored_password;
 use crate::{Database, Result, SchemaError, TenantKey};
 
-/// The relations that the role may read. It may write none.
-const READABLE: [&str; 10] = [
-    "_sqlx_migrations",
-    "conversation_stats",
-    "conversations",
-    "daily_stats",
-    "dead_letters",
-    "hot_epoch",
-    "message_rows",
-    "message_tokens",
-    "session_events",
-    "sessions",
-];
+/// What a role may do.
+struct Rights {
+    /// The relations that it may read.
+    readable: &'static [&'static str],
+    /// What else it may do with relations.
+    changes: &'static [&'static str],
+    /// The functions of the schema that it may call.
+    callable: &'static [&'static str],
+}
 
-/// Those of them that have no rows of tenants, and so no row-level security.
+/// For the keys of tenants, and for what operators read of one tenant. It changes nothing.
+const OF_TENANTS: Rights = Rights {
+    readable: &[
+        "_sqlx_migrations",
+        "conversation_stats",
+        "conversations",
+        "daily_stats",
+        "hot_epoch",
+        "message_rows",
+        "message_tokens",
+        "session_events",
+        "sessions",
+    ],
+    changes: &[],
+    callable: &[
+        "verbatim_api_key(text,bytea)",
+        "verbatim_api_key_versions(text[])",
+        "verbatim_api_keys_used(text[],timestamp with time zone[])",
+        "verbatim_audit(text[],text[],text[],text[],text[])",
+        "verbatim_tenant()",
+    ],
+};
+
+/// For the scope `operate`: dead letters. It reads messages to see whether a replay has stored one.
+const OF_OPERATORS: Rights = Rights {
+    readable: &["_sqlx_migrations", "conversations", "dead_letters", "message_rows"],
+    changes: &["INSERT on audit_log", "UPDATE on dead_letters"],
+    callable: &["verbatim_tenant()"],
+};
+
+/// Relations that have no rows of tenants, and so no row-level security.
 const OF_NO_TENANT: [&str; 2] = ["_sqlx_migrations", "hot_epoch"];
-
-/// The functions of the schema that it may call.
-const CALLABLE: [&str; 4] = [
-    "verbatim_api_key(text,bytea)",
-    "verbatim_api_key_versions(text[])",
-    "verbatim_api_keys_used(text[],timestamp with time zone[])",
-    "verbatim_tenant()",
-];
 
 /// What its sessions are set to; `connection_settings.rs` says why, for those of the workers. The limits are the ceiling:
 /// each transaction sets its own.
@@ -54,9 +72,20 @@ const SESSION: [(&str, &str); 11] = [
 /// Only one `verbatim setup` changes roles at a time: two would fail with "tuple concurrently updated".
 const LOCK: i64 = 0x0076_6572_6261_7469;
 
-/// The role, as `API_DATABASE_URL` names it.
+/// Which of the two roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApiRoleKind {
+    /// That of `API_DATABASE_URL`: reads the rows of one tenant at a time.
+    Tenants,
+    /// That of `API_OPERATOR_DATABASE_URL`: sees dead letters and changes them.
+    Operators,
+}
+
+/// A role, as a URL names it.
 #[derive(Clone)]
 pub struct ApiRole {
+    /// Which of the two.
+    pub kind: ApiRoleKind,
     /// Its name.
     pub name: String,
     /// Its password; `None` where PostgreSQL authenticates it in another way.
@@ -75,6 +104,16 @@ pub enum ApiRoleChange {
 }
 
 impl Database {
+    /// Fails if PostgreSQL does not accept the signature with which this database sees rows.
+    pub(crate) async fn verify_signature(&self) -> Result<(), SchemaError> {
+        let query = sqlx::query_as("SELECT verbatim_tenant()");
+        let seen: Result<(String,)> = self.value(query).await;
+        seen.map(drop).map_err(|error| match error.is_missing_privilege() {
+            true => SchemaError::TenantKey,
+            false => error.into(),
+        })
+    }
+
     /// Creates the role of the API where it is missing, and sets its grants, its settings, and the keys with which it signs
     /// tenants. The password of a role that exists stays.
     ///
@@ -95,7 +134,7 @@ impl Database {
                 if !exists {
                     create(connection, role).await?;
                 }
-                let granted = grant(connection, &role.name).await?;
+                let granted = grant(connection, role).await?;
                 let set = set(connection, &role.name).await?;
                 let stored = store(connection, keys).await?;
                 Ok(match (exists, granted || set || stored) {
@@ -132,10 +171,11 @@ async fn create(connection: &mut PgConnection, role: &ApiRole) -> Result<()> {
 }
 
 /// Grants what is listed above and revokes all else, if anything differs; returns whether it did.
-async fn grant(connection: &mut PgConnection, role: &str) -> Result<bool> {
+async fn grant(connection: &mut PgConnection, role: &ApiRole) -> Result<bool> {
+    let rights = role.kind.rights();
     let wanted = sorted(
-        READABLE.iter().map(|name| format!("SELECT on {name}")),
-        CALLABLE.iter().map(|name| format!("EXECUTE on {name}")),
+        rights.of_relations().into_iter(),
+        rights.callable.iter().map(|name| format!("EXECUTE on {name}")),
     );
     let granted: Vec<String> = sqlx::query_scalar(
         "SELECT acl.privilege_type || ' on ' || object.name
@@ -150,7 +190,7 @@ async fn grant(connection: &mut PgConnection, role: &str) -> Result<bool> {
               aclexplode(object.acl) AS acl
          WHERE acl.grantee = (SELECT oid FROM pg_roles WHERE rolname = $1)",
     )
-    .bind(role)
+    .bind(&role.name)
     .fetch_all(&mut *connection)
     .await?;
     if sorted(granted.into_iter(), std::iter::empty()) == wanted {
@@ -162,13 +202,14 @@ async fn grant(connection: &mut PgConnection, role: &str) -> Result<bool> {
                         REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %1$I FROM %2$I;
                         GRANT USAGE ON SCHEMA %1$I TO %2$I;
                         GRANT CONNECT ON DATABASE %3$I TO %2$I;
-                        GRANT SELECT ON ' || (SELECT string_agg(format('%I', name), ', ') FROM unnest($2::text[]) AS name)
-                        || ' TO %2$I; GRANT EXECUTE ON FUNCTION ' || array_to_string($3::text[], ', ') || ' TO %2$I',
+                        ' || (SELECT string_agg(format('GRANT %s TO %%2$I; ', privilege), '')
+                              FROM unnest($2::text[]) AS privilege)
+                        || 'GRANT EXECUTE ON FUNCTION ' || array_to_string($3::text[], ', ') || ' TO %2$I',
                        current_schema(), $1, current_database())",
     )
-    .bind(role)
-    .bind(READABLE.as_slice())
-    .bind(CALLABLE.as_slice())
+    .bind(&role.name)
+    .bind(rights.of_relations())
+    .bind(rights.callable)
     .fetch_one(&mut *connection)
     .await?;
     execute(connection, statement).await?;
@@ -240,10 +281,44 @@ fn sorted(some: impl Iterator<Item = String>, others: impl Iterator<Item = Strin
     all
 }
 
+impl ApiRoleKind {
+    fn rights(self) -> &'static Rights {
+        match self {
+            Self::Tenants => &OF_TENANTS,
+            Self::Operators => &OF_OPERATORS,
+        }
+    }
+
+    /// The setting with its URL.
+    #[must_use]
+    pub fn setting(self) -> &'static str {
+        match self {
+            Self::Tenants => "API_DATABASE_URL",
+            Self::Operators => "API_OPERATOR_DATABASE_URL",
+        }
+    }
+}
+
+impl Rights {
+    /// Each as `SELECT on conversations`.
+    fn of_relations(&self) -> Vec<String> {
+        let reads = self.readable.iter().map(|name| format!("SELECT on {name}"));
+        reads.chain(self.changes.iter().map(|change| (*change).to_owned())).collect()
+    }
+}
+
 /// Fails unless the role of this connection may touch what is listed above and nothing else, whether by grants, by
 /// memberships or as an owner, and unless row-level security applies to it. Extensions are left out: some grant their own
 /// views and functions to everyone.
-pub(crate) async fn verify(database: &Database) -> Result<(), SchemaError> {
+pub(crate) async fn verify(database: &Database, kind: ApiRoleKind) -> Result<(), SchemaError> {
+    match database.verify_schema_version().await {
+        Err(SchemaError::Database(error)) if error.is_missing_privilege() => {
+            let faults = "SELECT on _sqlx_migrations".to_owned();
+            return Err(SchemaError::ApiRole { setting: kind.setting(), faults });
+        }
+        other => other?,
+    }
+    let rights = kind.rights();
     let query = sqlx::query_scalar(
         "SELECT fault FROM (
              SELECT attribute AS fault FROM pg_roles,
@@ -263,11 +338,12 @@ pub(crate) async fn verify(database: &Database) -> Result<(), SchemaError> {
                         AS privilege
                    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
                      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')) AS r
-             WHERE has_table_privilege(oid, privilege) <> (privilege = 'SELECT' AND name = ANY ($1))
+             WHERE has_table_privilege(oid, privilege) <> (privilege || ' on ' || name = ANY ($1))
              UNION ALL
              SELECT 'row-level security of ' || c.relname
              FROM pg_class c
-             WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY ($1)
+             WHERE c.relnamespace = current_schema()::regnamespace
+               AND c.relname IN (SELECT split_part(p, ' on ', 2) FROM unnest($1) AS p)
                AND row_security_active(c.oid) = (c.relname = ANY ($2))
              UNION ALL
              SELECT 'EXECUTE on ' || signature
@@ -281,13 +357,13 @@ pub(crate) async fn verify(database: &Database) -> Result<(), SchemaError> {
              AS faults (fault)
          LIMIT 20",
     )
-    .bind(READABLE.as_slice())
+    .bind(rights.of_relations())
     .bind(OF_NO_TENANT.as_slice())
-    .bind(CALLABLE.as_slice());
+    .bind(rights.callable);
     let faults: Vec<String> =
         database.statement(async |connection| Ok(query.fetch_all(connection).await?)).await?;
     match faults.is_empty() {
         true => Ok(()),
-        false => Err(SchemaError::ApiRole(faults.join(", "))),
+        false => Err(SchemaError::ApiRole { setting: kind.setting(), faults: faults.join(", ") }),
     }
 }

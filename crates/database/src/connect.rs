@@ -9,7 +9,7 @@ use sqlx::query::{Query, QueryAs};
 use sqlx::{Connection as _, FromRow, Postgres};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection_settings::{self, Limits, SessionSettings, Settings};
+use crate::connection_settings::{self, AUDIT_CHAIN, Limits, SessionSettings, Settings};
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::sequences::{self, AdvancedSequence};
@@ -288,17 +288,18 @@ impl Database {
     }
 }
 
-/// Names the tenant whose rows this transaction may see, and the time limits of its statements. All end with it, so that
+/// Names the tenant whose rows this transaction may see, the chain of its audit entries, and the time limits of its statements. All end with it, so that
 /// another transaction on this connection, of this process or behind a pooler of another one, has nothing of it.
 async fn name_tenant(connection: &mut PgConnection, signed: &str, limits: Limits) -> Result<()> {
     let query =
         "SELECT set_config('verbatim.tenant', $1, true), set_config('statement_timeout', $2, true),
-                        set_config('lock_timeout', $3, true)";
+                        set_config('lock_timeout', $3, true), set_config('verbatim.audit_chain', $4, true)";
     let milliseconds = |limit: Duration| format!("{}ms", limit.as_millis());
     sqlx::query(query)
         .bind(signed)
         .bind(milliseconds(limits.time_out))
         .bind(milliseconds(limits.lock_time_out))
+        .bind(AUDIT_CHAIN.to_string())
         .execute(connection)
         .await?;
     Ok(())

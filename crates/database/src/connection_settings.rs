@@ -10,10 +10,13 @@
 //! example on a disk that is nearly full; then PostgreSQL counts as unavailable, and messages wait.
 
 use std::str::FromStr as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Executor as _};
+
+use uuid::Uuid;
 
 use crate::Result;
 
@@ -75,6 +78,9 @@ const RAISE: &str = "
                  ('transaction_timeout', '0')) AS raised (name, value)
     WHERE value IS NOT NULL AND current_setting(name, true) IS NOT NULL";
 
+/// The chain of the audit entries of this process (`migrations/0003_audit.sql`).
+pub(crate) static AUDIT_CHAIN: LazyLock<Uuid> = LazyLock::new(Uuid::now_v7);
+
 /// The server, the user and the database of a URL.
 pub(crate) fn address(url: &str) -> Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url)?;
@@ -112,6 +118,7 @@ pub(crate) fn options(settings: &Settings) -> Result<PgConnectOptions> {
         ("plan_cache_mode", "force_generic_plan".to_owned()),
         ("enable_seqscan", "off".to_owned()),
         ("jit", "off".to_owned()),
+        ("verbatim.audit_chain", AUDIT_CHAIN.to_string()),
     ]))
 }
 

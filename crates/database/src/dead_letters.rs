@@ -16,7 +16,7 @@ mod store;
 
 pub use columns::Omitted;
 pub use decisions::Decision;
-pub use pages::{DeadLetterPageFilter, DeadLetterPosition, TenantDeadLetters};
+pub use pages::{DeadLetterListPage, DeadLetterPageFilter, DeadLetterPosition};
 pub(crate) use reading::LISTED;
 pub use record::{
     CollectedDeadLetter, DeadLetter, DeadLetterDetail, DeadLetterEdit, DeadLetterGroup,

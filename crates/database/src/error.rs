@@ -83,10 +83,15 @@ pub enum SchemaError {
     RowSecurity(String),
     /// The role of the API may touch more or less than it must.
     #[error(
-        "the role of API_DATABASE_URL has other privileges than the conversation-api needs: {0}; run `verbatim setup` with \
-         this API_DATABASE_URL, and take the role out of other roles and from PUBLIC what is named"
+        "the role of {setting} has other privileges than the conversation-api needs: {faults}; run `verbatim setup` with \
+         this {setting}, and take the role out of other roles and from PUBLIC what is named"
     )]
-    ApiRole(String),
+    ApiRole {
+        /// The setting with the URL of the role.
+        setting: &'static str,
+        /// What it may do and must not, or may not do and must.
+        faults: String,
+    },
     /// PostgreSQL refuses the signature of a tenant.
     #[error(
         "API_SECRET is not the one with which `verbatim setup` ran last; run `verbatim setup` with this API_SECRET"

@@ -27,6 +27,7 @@ mod golden;
 mod lock_or_insert;
 mod locked;
 mod messages;
+mod operator_database;
 #[cfg(test)]
 mod plans;
 mod pool;
@@ -55,8 +56,11 @@ mod writers;
 
 pub use api_database::{ApiDatabase, PresentedKey};
 pub use api_keys::{ApiKeyView, EVERY_TENANT, NewApiKey};
-pub use api_role::{ApiRole, ApiRoleChange};
-pub use audit::{Actor, AuditEntry};
+pub use api_role::{ApiRole, ApiRoleChange, ApiRoleKind};
+pub use audit::{
+    Actor, AuditEntry, AuditFilter, AuditFinding, AuditReport, CHECKPOINT_EVERY, Checkpoint,
+    NewAuditEntry,
+};
 pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::Database;
 pub use connection_settings::{Limits, Settings};
@@ -67,16 +71,17 @@ pub use conversations::{ConversationFilter, ConversationView};
 pub use day_key::DayKey;
 pub use dead_letters::{
     CollectedDeadLetter, ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterDetail,
-    DeadLetterEdit, DeadLetterFilter, DeadLetterGroup, DeadLetterPage, DeadLetterPageFilter,
-    DeadLetterPosition, DeadLetterState, DeadLetterStatus, DeadLetterSummary, Decision,
-    FailedAgain, FailedMessage, Omitted, OpenDeadLetters, ReplayOutcome, ReplayedBefore, Selection,
-    TenantDeadLetters,
+    DeadLetterEdit, DeadLetterFilter, DeadLetterGroup, DeadLetterListPage, DeadLetterPage,
+    DeadLetterPageFilter, DeadLetterPosition, DeadLetterState, DeadLetterStatus, DeadLetterSummary,
+    Decision, FailedAgain, FailedMessage, Omitted, OpenDeadLetters, ReplayOutcome, ReplayedBefore,
+    Selection,
 };
 pub use delete::{Deleted, Deletion};
 pub use durability::RequiredDurability;
 pub use epoch::{ConversationNumbers, EpochChange, Numbers, OpenSaves, Recorded};
 pub use error::{Error, Result, SchemaError};
 pub use messages::{Page, Snapshot};
+pub use operator_database::OperatorDatabase;
 pub use rows::{Place, SaveRow};
 pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS, Wanted};
 pub use sequences::AdvancedSequence;

@@ -18,8 +18,8 @@ use crate::transcript_pages::{
     ReadingOrder, beyond, conversation_statement, messages_statement, statistics_statement,
 };
 use crate::{
-    ApiRole, Database, DeadLetterPageFilter, DeadLetterPosition, DeadLetterStatus, Settings,
-    TenantKey,
+    ApiRole, ApiRoleKind, Database, DeadLetterPageFilter, DeadLetterPosition, DeadLetterStatus,
+    Settings, TenantKey,
 };
 
 fn settings(url: &str) -> Settings {
@@ -71,7 +71,7 @@ fn statements() -> Vec<(String, String)> {
         let sql = sums(&tenant, &request).build().sql().as_str().to_owned();
         all.push((format!("totals of {request:?}"), sql));
     }
-    for bits in 0..4 {
+    for (bits, tenant) in (0..8).map(|bits| (bits, (bits & 4 > 0).then_some(&tenant))) {
         let filter = DeadLetterPageFilter {
             status: (bits & 1 > 0).then_some(DeadLetterStatus::Open),
             queue: (bits & 1 > 0).then(|| "q".to_owned()),
@@ -80,8 +80,8 @@ fn statements() -> Vec<(String, String)> {
         };
         let position = DeadLetterPosition { stored_at: at, id: uuid::Uuid::nil() };
         let after = (bits & 2 > 0).then_some(position);
-        let sql = pages::page(&tenant, &filter, after, 50).build().sql().as_str().to_owned();
-        all.push((format!("dead letters of {filter:?} after {}", after.is_some()), sql));
+        let sql = pages::page(tenant, &filter, after, 50).build().sql().as_str().to_owned();
+        all.push((format!("dead letters {tenant:?} {filter:?} after {}", after.is_some()), sql));
     }
     all.push(("dead letter".to_owned(), "SELECT * FROM dead_letters WHERE id = $1".to_owned()));
     all.push(("active".to_owned(), crate::totals::ACTIVE.to_owned()));
@@ -94,8 +94,14 @@ async fn every_statement_of_the_api_reads_a_bounded_number_of_rows() {
     let owner = Database::open(&settings(&env.database_url)).unwrap();
     owner.migrate(|| {}).await.unwrap();
     let key = TenantKey::new([7; 32]);
-    let role = ApiRole { name: env.api_role(), password: Some("s3cret".to_owned()) };
-    owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
+    let password = || Some("s3cret".to_owned());
+    let (kind, name) = (ApiRoleKind::Tenants, env.api_role());
+    let role = ApiRole { kind, name, password: password() };
+    let (kind, name) = (ApiRoleKind::Operators, env.operator_role());
+    let operators = ApiRole { kind, name, password: password() };
+    for role in [&role, &operators] {
+        owner.set_up_api_role(role, std::slice::from_ref(&key)).await.unwrap();
+    }
     env.psql(
         "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation, agent_id, user_id, model_name, status)
          SELECT 't' || n % 3, 'c' || n, 's', timestamptz '2026-01-01' + n * interval '1 second', n, 'a' || n % 5, 'u' || n % 50,
@@ -115,11 +121,17 @@ async fn every_statement_of_the_api_reads_a_bounded_number_of_rows() {
     .await
     .unwrap();
     let (_, address) = env.database_url.rsplit_once('@').unwrap();
-    let url = format!("postgres://{}:s3cret@{address}", role.name);
-    let mut connection = PgConnection::connect(&url).await.unwrap();
+    let connect = async |role: &ApiRole| {
+        let url = format!("postgres://{}:s3cret@{address}", role.name);
+        PgConnection::connect(&url).await.unwrap()
+    };
+    let mut connection = connect(&role).await;
+    let mut of_operators = connect(&operators).await;
     let mut faults = Vec::new();
     for (name, sql) in statements() {
-        let plan = explained(&mut connection, &key, &sql).await;
+        let is_for_operators = name.starts_with("dead letter");
+        let connection = if is_for_operators { &mut of_operators } else { &mut connection };
+        let plan = explained(connection, &key, &sql).await;
         let mut found = Vec::new();
         examine(&plan, &name, &mut found);
         if !found.is_empty() {

@@ -27,15 +27,24 @@ impl TenantKey {
 
     /// The value of `verbatim.tenant` for this tenant.
     pub(crate) fn signed(&self, tenant: &TenantId) -> String {
+        self.signed_name(tenant.as_str())
+    }
+
+    /// The value for every tenant, and for what is of no tenant: an empty name, which no tenant has.
+    pub(crate) fn signed_for_every_tenant(&self) -> String {
+        self.signed_name("")
+    }
+
+    fn signed_name(&self, name: &str) -> String {
         let mut hmac = Hmac::<Sha256>::new(&self.block(0).into());
-        hmac.update(tenant.as_str().as_bytes());
-        let mut signed = String::with_capacity(2 * 32 + 1 + tenant.as_str().len());
+        hmac.update(name.as_bytes());
+        let mut signed = String::with_capacity(2 * 32 + 1 + name.len());
         for byte in hmac.finalize().into_bytes() {
             // Writing to a `String` does not fail.
             write!(signed, "{byte:02x}").ok();
         }
         signed.push(':');
-        signed.push_str(tenant.as_str());
+        signed.push_str(name);
         signed
     }
 

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use database::{
-    Actor, ApiDatabase, ApiRole, ApiRoleChange, Database, NewApiKey, SchemaError, Settings,
-    TenantKey, secret_hash,
+    Actor, ApiDatabase, ApiRole, ApiRoleChange, ApiRoleKind, Database, NewApiKey, OperatorDatabase,
+    SchemaError, Settings, TenantKey, secret_hash,
 };
 use domain::failure::FailureClass;
 use domain::ids::{ConversationKey, TenantId};
@@ -20,6 +20,7 @@ struct Archive {
     owner: Database,
     role: ApiRole,
     api_url: String,
+    operator_url: String,
 }
 
 impl Archive {
@@ -28,11 +29,22 @@ impl Archive {
         let owner = Database::open(&settings(&env.database_url)).unwrap();
         owner.migrate(|| {}).await.unwrap();
         let name = env.api_role();
-        let role = ApiRole { name: name.clone(), password: Some("s3cret".to_owned()) };
+        let password = || Some("s3cret".to_owned());
+        let role = ApiRole { kind: ApiRoleKind::Tenants, name: name.clone(), password: password() };
         assert_eq!(owner.set_up_api_role(&role, &[key(1)]).await.unwrap(), ApiRoleChange::Created);
+        let (kind, operators) = (ApiRoleKind::Operators, env.operator_role());
+        let operator_role = ApiRole { kind, name: operators.clone(), password: password() };
+        let created = owner.set_up_api_role(&operator_role, &[key(1)]).await.unwrap();
+        assert_eq!(created, ApiRoleChange::Created);
         let (_, address) = env.database_url.rsplit_once('@').unwrap();
-        let archive =
-            Self { api_url: format!("postgres://{name}:s3cret@{address}"), env, owner, role };
+        let operator_url = format!("postgres://{operators}:s3cret@{address}");
+        let archive = Self {
+            operator_url,
+            api_url: format!("postgres://{name}:s3cret@{address}"),
+            env,
+            owner,
+            role,
+        };
         for tenant in ["acme", "globex"] {
             archive.fill(tenant).await;
         }
@@ -103,7 +115,7 @@ async fn signed(archive: &Archive, name: &str) -> String {
     .unwrap()
 }
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 7] = [
     "conversations",
     "sessions",
     "session_events",
@@ -111,7 +123,6 @@ const TABLES: [&str; 8] = [
     "message_tokens",
     "conversation_stats",
     "daily_stats",
-    "dead_letters",
 ];
 
 #[tokio::test]
@@ -188,6 +199,12 @@ async fn an_injected_statement_reads_no_other_tenant_and_no_key() {
         "SELECT * FROM api_tenant_keys",
         "SELECT secret_hash FROM api_keys",
         "SELECT * FROM audit_log",
+        "SELECT * FROM dead_letters",
+        "INSERT INTO audit_log (actor, action, tenant_id) VALUES ('somebody', 'conversation.read', 'acme')",
+        "SELECT verbatim_audit('{somebody}', '{conversation.read}', '{globex}', '{c}', '{null}')",
+        "SELECT verbatim_signed_tenant(repeat('0', 64) || ':globex')",
+        "UPDATE audit_chains SET n = 0",
+        "DELETE FROM audit_log",
         "SET row_security = off; SELECT content FROM message_rows",
         "SET ROLE postgres; SELECT content FROM message_rows",
         "ALTER TABLE message_rows DISABLE ROW LEVEL SECURITY",
@@ -242,6 +259,83 @@ async fn an_injected_statement_reads_no_other_tenant_and_no_key() {
 }
 
 #[tokio::test]
+async fn the_role_for_operators_changes_what_the_signed_tenant_has_and_nothing_else() {
+    let archive = Archive::new().await;
+    archive
+        .env
+        .psql(
+            "INSERT INTO dead_letters (id, queue, reason, error, routing_key, exchange, body, properties, headers, attempts,
+                                       replay_count, first_failed_at, last_failed_at)
+             VALUES (gen_random_uuid(), 'q', 'malformed', 'e', 'r', '', '', '{}', '{}', 1, 0, now(), now())",
+        )
+        .await
+        .unwrap();
+    OperatorDatabase::open(&settings(&archive.operator_url), key(1))
+        .unwrap()
+        .verify()
+        .await
+        .unwrap();
+    let wrong = OperatorDatabase::open(&settings(&archive.operator_url), key(9)).unwrap();
+    assert!(matches!(wrong.verify().await.unwrap_err(), SchemaError::TenantKey));
+    // Neither role stands for the other.
+    let swapped =
+        OperatorDatabase::open(&settings(&archive.api_url), key(1)).unwrap().verify().await;
+    let swapped = swapped.unwrap_err().to_string();
+    assert!(swapped.contains("API_OPERATOR_DATABASE_URL"), "{swapped}");
+    let mut connection = PgConnection::connect(&archive.operator_url).await.unwrap();
+    let audit = |tenant: &str| {
+        format!(
+            "INSERT INTO audit_log (actor, action, tenant_id) VALUES ('o', 'dead_letter.replay', {tenant})"
+        )
+    };
+    // The empty name is every tenant. A count of rows, or an error.
+    for (name, statement, expected) in [
+        (
+            "acme",
+            "UPDATE dead_letters SET status = 'discarded', status_changed_at = now()".to_owned(),
+            Some(1),
+        ),
+        (
+            "",
+            "UPDATE dead_letters SET status = 'discarded', status_changed_at = now()".to_owned(),
+            Some(3),
+        ),
+        (
+            "initech",
+            "UPDATE dead_letters SET status = 'discarded', status_changed_at = now()".to_owned(),
+            Some(0),
+        ),
+        ("acme", "SELECT FROM dead_letters FOR UPDATE".to_owned(), Some(1)),
+        ("acme", "UPDATE dead_letters SET tenant_id = 'globex'".to_owned(), None),
+        ("acme", "UPDATE dead_letters SET tenant_id = NULL".to_owned(), None),
+        ("acme", "SELECT FROM message_rows".to_owned(), Some(1)),
+        ("", "SELECT FROM message_rows".to_owned(), Some(0)),
+        ("", "SELECT FROM conversations".to_owned(), Some(0)),
+        ("acme", audit("'acme'"), Some(1)),
+        ("acme", audit("'globex'"), None),
+        ("acme", audit("NULL"), None),
+        ("", audit("NULL"), Some(1)),
+        ("", audit("'globex'"), Some(1)),
+        ("acme", "SELECT FROM audit_log".to_owned(), None),
+        ("acme", "DELETE FROM dead_letters".to_owned(), None),
+        ("acme", "SELECT FROM sessions".to_owned(), None),
+        ("acme", "SELECT FROM api_keys".to_owned(), None),
+    ] {
+        let setting = signed(&archive, name).await;
+        let mut transaction = connection.begin().await.unwrap();
+        sqlx::query("SELECT set_config('verbatim.tenant', $1, true)")
+            .bind(&setting)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        let done = sqlx::query(AssertSqlSafe(statement.as_str())).execute(&mut *transaction).await;
+        let done = done.map(|done| done.rows_affected());
+        assert_eq!(done.as_ref().ok(), expected.as_ref(), "{name:?}: {statement}: {done:?}");
+        transaction.rollback().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn the_api_reads_its_tenant_and_finds_nothing_under_ids_of_another() {
     let archive = Archive::new().await;
     let api = archive.api(key(1));
@@ -266,7 +360,7 @@ async fn setup_sets_what_differs_and_else_changes_nothing() {
     assert_eq!(again(&[key(1)]).await, ApiRoleChange::AlreadyThere);
     for differs in [
         format!("GRANT SELECT ON audit_log TO {}", role.name),
-        format!("GRANT UPDATE (status) ON dead_letters TO {}", role.name),
+        format!("GRANT UPDATE (open) ON sessions TO {}", role.name),
         format!("REVOKE SELECT ON conversations FROM {}", role.name),
         format!("ALTER ROLE {} IN DATABASE {} SET row_security = off", role.name, archive.env.name),
     ] {
@@ -328,7 +422,7 @@ async fn a_role_that_may_touch_anything_else_is_refused_with_what_that_is() {
     ] {
         archive.env.psql(&change).await.unwrap();
         let refused = archive.api(key(1)).verify().await.unwrap_err();
-        assert!(matches!(refused, SchemaError::ApiRole(_)), "{change}: {refused}");
+        assert!(matches!(refused, SchemaError::ApiRole { .. }), "{change}: {refused}");
         assert!(refused.to_string().contains(fault), "{change}: {refused}");
         archive.env.psql(&undo).await.unwrap();
         archive.api(key(1)).verify().await.unwrap();
@@ -352,7 +446,7 @@ async fn a_database_user_that_may_create_no_roles_gets_an_error_that_says_so() {
     archive.env.psql(&sql).await.unwrap();
     let (_, address) = archive.env.database_url.rsplit_once('@').unwrap();
     let poor = Database::open(&settings(&format!("postgres://{name}:s3cret@{address}"))).unwrap();
-    let role = ApiRole { name: format!("{name}_api"), password: None };
+    let role = ApiRole { kind: ApiRoleKind::Tenants, name: format!("{name}_api"), password: None };
     let refused = poor.set_up_api_role(&role, &[key(1)]).await.unwrap_err();
     assert!(matches!(refused, SchemaError::NotPermitted { .. }), "{refused}");
     assert!(refused.to_string().contains("CREATEROLE"), "{refused}");
@@ -375,7 +469,7 @@ fn new_key(id: &str) -> NewApiKey {
 async fn a_key_is_found_by_its_secret_until_it_is_rotated_or_revoked() {
     let archive = Archive::new().await;
     let (owner, api) = (&archive.owner, archive.api(key(1)));
-    let actor = Actor { name: "operator".to_owned(), run: Uuid::new_v4() };
+    let actor = Actor { name: "operator".to_owned(), run: Uuid::new_v4(), tenant: None };
     owner.create_api_key(&new_key("k1"), &actor).await.unwrap();
     let again = owner.create_api_key(&new_key("k1"), &actor).await.unwrap_err();
     assert_eq!(again.class(), FailureClass::Transient, "{again}");

@@ -62,7 +62,7 @@ fn dead_letter(n: u128) -> CollectedDeadLetter {
 }
 
 fn actor() -> Actor {
-    Actor { name: "ops".to_owned(), run: Uuid::new_v4() }
+    Actor { name: "ops".to_owned(), run: Uuid::new_v4(), tenant: None }
 }
 
 async fn cursor(database: &Database) -> DeadLetterCursor {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use database::{
-    ApiDatabase, ApiRole, Database, PageFilter, PagePosition, ReadingOrder, Settings, TenantKey,
-    TotalsRequest, TranscriptRequest, WALK,
+    ApiDatabase, ApiRole, ApiRoleKind, Database, PageFilter, PagePosition, ReadingOrder, Settings,
+    TenantKey, TotalsRequest, TranscriptRequest, WALK,
 };
 use domain::ids::{ConversationKey, TenantId};
 use domain::status::ConversationStatus;
@@ -23,7 +23,11 @@ impl Archive {
         let env = TestEnv::new().await;
         let owner = Database::open(&settings(&env.database_url)).unwrap();
         owner.migrate(|| {}).await.unwrap();
-        let role = ApiRole { name: env.api_role(), password: Some("s3cret".to_owned()) };
+        let role = ApiRole {
+            kind: ApiRoleKind::Tenants,
+            name: env.api_role(),
+            password: Some("s3cret".to_owned()),
+        };
         let key = TenantKey::new([7; 32]);
         owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
         let (_, address) = env.database_url.rsplit_once('@').unwrap();

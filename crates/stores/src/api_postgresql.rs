@@ -1,10 +1,10 @@
-//! PostgreSQL with the role of the conversation-api, with the address for error messages.
+//! PostgreSQL with the roles of the conversation-api, with the addresses for error messages.
 
 use std::time::Duration;
 
 use access::Secrets;
 use backon::Retryable as _;
-use database::{ApiDatabase, ApiRole, SchemaError};
+use database::{ApiDatabase, ApiRole, ApiRoleKind, OperatorDatabase, SchemaError};
 use domain::causes::with_causes;
 use domain::failure::{Dependency, FailureClass};
 use service::Service;
@@ -13,8 +13,6 @@ use service::settings::{ApiAccessSettings, ApiRoleSettings, Secret, ServerUrl};
 use crate::fault::{Fault, Unavailable};
 use crate::postgresql::COMMAND_TIMEOUT;
 use crate::watch::{pauses, watch};
-
-const URL: &str = "API_DATABASE_URL";
 
 /// Limits of the connections of the API.
 #[derive(Debug, Clone, Copy)]
@@ -25,112 +23,141 @@ pub struct ApiLimits {
     pub time_out: Duration,
 }
 
-/// PostgreSQL with the role of the API.
+/// The most connections for operators.
+const OPERATOR_CONNECTIONS: u32 = 4;
+
+/// PostgreSQL with the roles of the API.
 pub struct ApiDatabaseServer {
     /// Its connections.
     pub database: ApiDatabase,
+    /// Those for operators; `None`: `API_OPERATOR_DATABASE_URL` is not set.
+    pub operators: Option<OperatorDatabase>,
     /// What signs tenants, cursors and ETags.
     pub secrets: Secrets,
-    url: ServerUrl,
+    urls: Urls,
+}
+
+/// The URLs of the two roles.
+struct Urls {
+    tenants: ServerUrl,
+    operators: Option<ServerUrl>,
 }
 
 impl ApiDatabaseServer {
     /// For the API; does not connect.
     ///
     /// # Errors
-    /// The URL is invalid.
+    /// A URL is invalid.
     pub fn of_service(
         service: &Service,
         settings: &ApiAccessSettings,
         limits: ApiLimits,
     ) -> Result<Self, Fault> {
-        Self::new(
-            &settings.api_database_url,
-            &settings.api_secret,
-            service.process().name(),
-            limits,
-        )
+        let urls = Urls {
+            tenants: settings.api_database_url.clone(),
+            operators: settings.api_operator_database_url.clone(),
+        };
+        Self::new(urls, &settings.api_secret, service.process().name(), limits)
     }
 
-    /// For `verbatim setup`, with the role that it is to set up; `None` if neither URL nor secret is set.
+    /// For `verbatim setup`, with the roles that it is to set up; `None` if neither URL nor secret is set.
     ///
     /// # Errors
-    /// One of them is missing, the URL is invalid or names no user.
-    pub fn of_setup(settings: &ApiRoleSettings) -> Result<Option<(Self, ApiRole)>, Fault> {
-        let Some(url) = &settings.api_database_url else {
-            return match settings.api_secret.is_empty() {
-                true => Ok(None),
-                false => Err(missing(URL, "API_SECRET")),
+    /// One of them is missing, a URL is invalid or names no user, or both name the same.
+    pub fn of_setup(settings: &ApiRoleSettings) -> Result<Option<(Self, Vec<ApiRole>)>, Fault> {
+        let kinds = [ApiRoleKind::Tenants, ApiRoleKind::Operators];
+        let [tenants, operators] = kinds.map(ApiRoleKind::setting);
+        let Some(url) = settings.api_database_url.clone() else {
+            return match (&settings.api_operator_database_url, settings.api_secret.is_empty()) {
+                (None, true) => Ok(None),
+                (Some(_), _) => Err(missing(tenants, operators)),
+                (None, false) => Err(missing(tenants, "API_SECRET")),
             };
         };
         if settings.api_secret.is_empty() {
-            return Err(missing("API_SECRET", URL));
+            return Err(missing("API_SECRET", tenants));
         }
-        let Some((name, password)) = url.credentials() else {
-            let reason =
-                "it names no user, so there is no role to set up: write it before the host";
-            return Err(Fault::Setting(format!("{URL}: {url}: {reason}")));
-        };
-        if password.as_ref().is_some_and(|password| !password.is_ascii()) {
-            let reason = "its password has characters beyond ASCII, which clients normalise in different ways";
-            return Err(Fault::Setting(format!("{URL}: {url}: {reason}")));
+        let urls = Urls { tenants: url, operators: settings.api_operator_database_url.clone() };
+        let roles: Vec<ApiRole> = urls.named().map(role).collect::<Result<_, _>>()?;
+        if let [one, other] = roles.as_slice()
+            && one.name == other.name
+        {
+            let reason = "both name the same user: give each a role of its own";
+            return Err(Fault::Setting(format!("{tenants} and {operators}: {reason}")));
         }
         let limits = ApiLimits { connections: 1, time_out: COMMAND_TIMEOUT };
-        let server = Self::new(url, &settings.api_secret, "verbatim", limits)?;
-        Ok(Some((server, ApiRole { name, password })))
+        let server = Self::new(urls, &settings.api_secret, "verbatim", limits)?;
+        Ok(Some((server, roles)))
     }
 
     fn new(
-        url: &ServerUrl,
+        urls: Urls,
         secrets: &[Secret],
         application: &str,
         limits: ApiLimits,
     ) -> Result<Self, Fault> {
         let secrets = Secrets::new(secrets.iter().map(Secret::expose))
-            .ok_or_else(|| missing("API_SECRET", URL))?;
-        match ApiDatabase::open(&settings(url, application, limits), secrets.signing_tenant_key()) {
-            Ok(database) => Ok(Self { database, secrets, url: url.clone() }),
-            Err(error) => Err(Fault::Setting(format!(
-                "{URL}: {url} is not a valid PostgreSQL URL: {}",
-                with_causes(&error)
-            ))),
-        }
+            .ok_or_else(|| missing("API_SECRET", ApiRoleKind::Tenants.setting()))?;
+        let key = || secrets.signing_tenant_key();
+        let database = ApiDatabase::open(&settings(&urls.tenants, application, limits), key());
+        let database =
+            database.map_err(|error| invalid(ApiRoleKind::Tenants, &urls.tenants, &error))?;
+        let few = ApiLimits { connections: limits.connections.min(OPERATOR_CONNECTIONS), ..limits };
+        let operators = urls.operators.as_ref().map(|url| {
+            OperatorDatabase::open(&settings(url, application, few), key())
+                .map_err(|error| invalid(ApiRoleKind::Operators, url, &error))
+        });
+        Ok(Self { database, operators: operators.transpose()?, secrets, urls })
     }
 
     /// Waits until PostgreSQL is available.
     ///
     /// # Errors
-    /// The schema is missing or too old, or the role or the secret is not as `verbatim setup` sets them.
+    /// The schema is missing or too old, or a role or the secret is not as `verbatim setup` sets them.
     pub async fn wait_until_verified(&self) -> Result<(), SchemaError> {
         let unavailable = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
-        let verify = async || self.database.verify().await;
+        let verify = async || self.verify_roles().await.map_err(|(_, error)| error);
         verify
             .retry(pauses())
             .when(unavailable)
             .notify(|error, pause| {
                 tracing::warn!(
                     error = with_causes(error),
-                    "PostgreSQL ({URL}) unavailable at start; trying again in {} ms",
+                    "PostgreSQL of the API unavailable at start; trying again in {} ms",
                     pause.as_millis()
                 );
             })
             .await
     }
 
-    /// Fails unless the role may do what the API needs and nothing else.
+    /// Fails unless the roles may do what the API needs and nothing else.
     ///
     /// # Errors
-    /// It may not, or PostgreSQL failed.
+    /// One may not, or PostgreSQL failed.
     pub async fn verify(&self) -> Result<(), Fault> {
-        self.database.verify().await.map_err(|error| match error {
-            SchemaError::Database(error) => Fault::Unavailable(Unavailable {
-                server: "PostgreSQL",
-                setting: URL,
-                address: self.url.to_string(),
-                cause: with_causes(&error),
-            }),
-            error => Fault::Refused(format!("PostgreSQL at {}: {}", self.url, with_causes(&error))),
+        self.verify_roles().await.map_err(|(kind, error)| {
+            let url = self.urls.of(kind);
+            match error {
+                SchemaError::Database(error) => Fault::Unavailable(Unavailable {
+                    server: "PostgreSQL",
+                    setting: kind.setting(),
+                    address: url.to_string(),
+                    cause: with_causes(&error),
+                }),
+                error => Fault::Refused(format!("PostgreSQL at {url}: {}", with_causes(&error))),
+            }
         })
+    }
+
+    async fn verify_roles(&self) -> Result<(), (ApiRoleKind, SchemaError)> {
+        let verified = self.database.verify().await;
+        verified.map_err(|error| (ApiRoleKind::Tenants, error))?;
+        match &self.operators {
+            None => Ok(()),
+            Some(operators) => {
+                operators.verify().await.map_err(|error| (ApiRoleKind::Operators, error))
+            }
+        }
     }
 
     /// Maintains the check `postgresql` until the process stops.
@@ -157,4 +184,39 @@ fn settings(url: &ServerUrl, application: &str, limits: ApiLimits) -> database::
 
 fn missing(name: &str, other: &str) -> Fault {
     Fault::Setting(format!("{name} is not set, but {other} is: the conversation-api needs both"))
+}
+
+fn invalid(kind: ApiRoleKind, url: &ServerUrl, error: &database::Error) -> Fault {
+    let (setting, error) = (kind.setting(), with_causes(error));
+    Fault::Setting(format!("{setting}: {url} is not a valid PostgreSQL URL: {error}"))
+}
+
+impl Urls {
+    fn named(&self) -> impl Iterator<Item = (ApiRoleKind, &ServerUrl)> {
+        let operators = self.operators.iter().map(|url| (ApiRoleKind::Operators, url));
+        std::iter::once((ApiRoleKind::Tenants, &self.tenants)).chain(operators)
+    }
+
+    fn of(&self, kind: ApiRoleKind) -> &ServerUrl {
+        match (kind, &self.operators) {
+            (ApiRoleKind::Operators, Some(url)) => url,
+            _ => &self.tenants,
+        }
+    }
+}
+
+/// The role that a URL names.
+fn role((kind, url): (ApiRoleKind, &ServerUrl)) -> Result<ApiRole, Fault> {
+    let fault = |reason: &str| Fault::Setting(format!("{}: {url}: {reason}", kind.setting()));
+    let Some((name, password)) = url.credentials() else {
+        return Err(fault(
+            "it names no user, so there is no role to set up: write it before the host",
+        ));
+    };
+    if password.as_ref().is_some_and(|password| !password.is_ascii()) {
+        return Err(fault(
+            "its password has characters beyond ASCII, which clients normalise in different ways",
+        ));
+    }
+    Ok(ApiRole { kind, name, password })
 }

@@ -185,7 +185,7 @@ impl DatabaseServer {
             | SchemaError::Missing
             | SchemaError::TooOld { .. }
             | SchemaError::RowSecurity(_)
-            | SchemaError::ApiRole(_)
+            | SchemaError::ApiRole { .. }
             | SchemaError::TenantKey
             | SchemaError::NotPermitted { .. }
             | SchemaError::Migration(_) => self.refused(&with_causes(error)),

@@ -45,7 +45,7 @@ async fn a_refusal_of_postgresql_has_its_remedy() {
     let read_only = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
     env.psql(&read_only).await.unwrap();
     let server = DatabaseServer::of_command(&database(url), COMMAND_TIMEOUT).unwrap();
-    let actor = Actor { name: "test".to_owned(), run: uuid::Uuid::nil() };
+    let actor = Actor { name: "test".to_owned(), run: uuid::Uuid::nil(), tenant: None };
     let error = server.database.record_run(&actor, "test", &serde_json::json!({})).await;
     assert_remedy(&server.failure(&error.unwrap_err()), "accepts writes");
 }

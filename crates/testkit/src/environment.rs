@@ -123,6 +123,12 @@ impl TestEnv {
         format!("{}_api", self.name)
     }
 
+    /// As [`Self::api_role`], for operators.
+    #[must_use]
+    pub fn operator_role(&self) -> String {
+        format!("{}_operator", self.name)
+    }
+
     /// Its Redis, which the test may stop, freeze and restart.
     #[must_use]
     pub fn redis(&self) -> &Server {
@@ -181,7 +187,7 @@ impl Drop for TestEnv {
                 shared.management.delete_virtual_host(&name).await.ok();
                 for sql in [
                     format!("DROP DATABASE {name} WITH (FORCE)"),
-                    format!("DROP ROLE IF EXISTS {name}_api"),
+                    format!("DROP ROLE IF EXISTS {name}_api, {name}_operator"),
                 ] {
                     psql(&shared.database_url, "postgres", &sql).await.ok();
                 }

@@ -427,7 +427,7 @@ fn replayer(scenario: &Scenario) -> Replayer {
 }
 
 fn actor() -> Actor {
-    Actor { name: "a test".to_owned(), run: Uuid::now_v7() }
+    Actor { name: "a test".to_owned(), run: Uuid::now_v7(), tenant: None }
 }
 
 /// Settings without watching the outcome, for runs without a worker.

@@ -56,8 +56,8 @@ pub(crate) struct Setup {
 struct Report {
     schema: Option<Schema>,
     topology: Option<Topology>,
-    /// The role of the conversation-api; also null where API_DATABASE_URL is not set.
-    api_role: Option<Role>,
+    /// The roles of the conversation-api; empty where API_DATABASE_URL is not set.
+    api_roles: Option<Vec<Role>>,
     /// Whether all hot copies were invalidated.
     hot_copies_invalidated: bool,
 }
@@ -100,12 +100,12 @@ impl Setup {
         let hot_copies_invalidated = self.restored
             && schema.is_some()
             && self.invalidate_hot_copies().await.map_err(&mut collect).is_ok();
-        let api_role = match &schema {
-            Some(_) => self.api_role().await.map_err(&mut collect).ok().flatten(),
+        let api_roles = match &schema {
+            Some(_) => self.api_roles().await.map_err(&mut collect).ok(),
             None => None,
         };
         let topology = topology.map_err(&mut collect).ok();
-        let report = Report { schema, topology, api_role, hot_copies_invalidated };
+        let report = Report { schema, topology, api_roles, hot_copies_invalidated };
         output.show(&report, |out| text(&report, out))?;
         let Some(last) = failures.pop() else { return Ok(Exit::Success) };
         for failure in failures {
@@ -114,18 +114,24 @@ impl Setup {
         Err(last)
     }
 
-    /// Sets up the role, and connects with it to see that it is as the API needs it.
-    async fn api_role(&self) -> Result<Option<Role>, Failure> {
-        let Some((api, role)) = ApiDatabaseServer::of_setup(&self.api)? else { return Ok(None) };
-        let owner = DatabaseServer::of_command(&self.database, COMMAND_TIMEOUT)?;
-        let change = owner.database.set_up_api_role(&role, &api.secrets.tenant_keys()).await;
-        let state = match change.map_err(|error| owner.schema_failure(&error))? {
-            ApiRoleChange::Created => "created",
-            ApiRoleChange::Updated => "updated",
-            ApiRoleChange::AlreadyThere => "already_there",
+    /// Sets up the roles, and connects with each to see that it is as the API needs it.
+    async fn api_roles(&self) -> Result<Vec<Role>, Failure> {
+        let Some((api, roles)) = ApiDatabaseServer::of_setup(&self.api)? else {
+            return Ok(Vec::new());
         };
+        let owner = DatabaseServer::of_command(&self.database, COMMAND_TIMEOUT)?;
+        let mut done = Vec::new();
+        for role in roles {
+            let change = owner.database.set_up_api_role(&role, &api.secrets.tenant_keys()).await;
+            let state = match change.map_err(|error| owner.schema_failure(&error))? {
+                ApiRoleChange::Created => "created",
+                ApiRoleChange::Updated => "updated",
+                ApiRoleChange::AlreadyThere => "already_there",
+            };
+            done.push(Role { name: role.name, state });
+        }
         api.verify().await?;
-        Ok(Some(Role { name: role.name, state }))
+        Ok(done)
     }
 
     async fn invalidate_hot_copies(&self) -> Result<(), Failure> {
@@ -222,7 +228,7 @@ fn text(report: &Report, out: &mut Text) {
     };
     line(out, "RabbitMQ topology", tone, &topology);
     named.iter().for_each(|name| out.push(format!("  {name}\n")));
-    if let Some(Role { name, state }) = &report.api_role {
+    for Role { name, state } in report.api_roles.iter().flatten() {
         let (tone, done) = match *state {
             "already_there" => (Tone::Plain, "already there"),
             state => (Tone::Good, state),
@@ -252,7 +258,7 @@ mod tests {
                 advanced_sequences: vec![],
             }),
             topology: Some(Topology { created: vec![String::new(); 25], already_there: 0 }),
-            api_role: None,
+            api_roles: Some(vec![]),
             hot_copies_invalidated: false,
         };
         let upgraded = Report {
@@ -270,13 +276,13 @@ mod tests {
                 created: vec!["queue bot.state".to_owned()],
                 already_there: 24,
             }),
-            api_role: Some(Role { name: "verbatim_api".to_owned(), state: "created" }),
+            api_roles: Some(vec![Role { name: "verbatim_api".to_owned(), state: "created" }]),
             hot_copies_invalidated: true,
         };
         let failed = Report {
             schema: None,
             topology: Some(Topology { created: Vec::new(), already_there: 25 }),
-            api_role: None,
+            api_roles: None,
             hot_copies_invalidated: false,
         };
         let texts = [created, upgraded, failed].map(|report| plain(|out| text(&report, out)));

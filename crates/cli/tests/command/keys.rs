@@ -8,10 +8,16 @@ use crate::support::{Verbatim, prepared};
 
 const SECRET: &str = "a-secret-of-more-than-32-characters";
 
-fn with_api(env: &TestEnv) -> Verbatim {
+fn api_url(env: &TestEnv, role: &str) -> String {
     let (_, address) = env.database_url.rsplit_once('@').unwrap();
-    let url = format!("postgres://{}:p%40ss@{address}", env.api_role());
-    Verbatim::of(env).with("API_DATABASE_URL", &url).with("API_SECRET", SECRET)
+    format!("postgres://{role}:p%40ss@{address}")
+}
+
+fn with_api(env: &TestEnv) -> Verbatim {
+    Verbatim::of(env)
+        .with("API_DATABASE_URL", &api_url(env, &env.api_role()))
+        .with("API_OPERATOR_DATABASE_URL", &api_url(env, &env.operator_role()))
+        .with("API_SECRET", SECRET)
 }
 
 #[tokio::test]
@@ -19,13 +25,22 @@ async fn setup_creates_the_role_of_the_api_once_and_shows_no_secret() {
     let env = TestEnv::new().await;
     let verbatim = with_api(&env);
     let first = verbatim.json(&["setup"]).await;
-    assert_eq!(first["api_role"], json!({ "name": env.api_role(), "state": "created" }));
+    let roles = [env.api_role(), env.operator_role()];
+    let created = roles.clone().map(|name| json!({ "name": name, "state": "created" }));
+    assert_eq!(first["api_roles"], json!(created));
     let second = verbatim.run(&["setup"]).await;
     assert_eq!(second.code, 0, "{second:?}");
-    assert!(second.out.contains(&format!("{}: already there", env.api_role())), "{second:?}");
+    for name in roles {
+        assert!(second.out.contains(&format!("{name}: already there")), "{second:?}");
+    }
     env.psql(&format!("GRANT SELECT ON audit_log TO {}", env.api_role())).await.unwrap();
     let third = verbatim.json(&["setup"]).await;
-    assert_eq!(third["api_role"]["state"], "updated");
+    let states = third["api_roles"].as_array().unwrap().iter().map(|it| &it["state"]);
+    assert_eq!(states.collect::<Vec<_>>(), ["updated", "already_there"]);
+    let same = with_api(&env).with("API_OPERATOR_DATABASE_URL", &api_url(&env, &env.api_role()));
+    let ran = same.run(&["setup"]).await;
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("both name the same user"), "{ran:?}");
 
     // A role with another password, and a secret that is too short.
     let (head, tail) = env.database_url.rsplit_once('@').unwrap();
@@ -94,4 +109,32 @@ async fn a_key_is_created_listed_rotated_and_revoked() {
     assert!(refused.err.contains("use --every-tenant"), "{refused:?}");
     let past = [&create[..], &["--expires", "2020-01-01T00:00:00Z"]].concat();
     assert_eq!(verbatim.run(&past).await.code, 2);
+}
+
+#[tokio::test]
+async fn the_audit_log_is_listed_and_a_removed_entry_is_found() {
+    let (env, verbatim) = prepared().await;
+    let verbatim = verbatim.with("VERBATIM_ACTOR", "night shift");
+    for name in ["one", "two"] {
+        let create = ["keys", "create", "--tenant", "acme", "--name", name, "--scope", "read"];
+        verbatim.json(&create).await;
+    }
+    let listed = verbatim.json(&["audit", "list", "--tenant", "acme", "--action", "key"]).await;
+    let actors: Vec<_> = listed.as_array().unwrap().iter().map(|it| &it["actor"]).collect();
+    assert_eq!(actors, ["night shift", "night shift"]);
+    let none = verbatim.run(&["audit", "list", "--since", "2036-01-01T00:00:00Z"]).await;
+    assert_eq!((none.code, none.out.as_str()), (0, "no entries match\n"));
+    let report = verbatim.json(&["audit", "verify"]).await;
+    assert_eq!((&report["entries"], &report["chains"]), (&json!(2), &json!(2)), "{report}");
+    env.psql("ALTER TABLE audit_log DISABLE TRIGGER USER; DELETE FROM audit_log WHERE detail->>'name' = 'one'")
+        .await
+        .unwrap();
+    let ran = verbatim.run(&["audit", "verify"]).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.out.contains("entries 1 to 1 of chain") && ran.out.contains("1 finding"),
+        "{ran:?}"
+    );
+    let wrong = verbatim.run(&["audit", "verify", "--checkpoint", "7:abc"]).await;
+    assert_eq!(wrong.code, 2, "{wrong:?}");
 }

@@ -1,4 +1,4 @@
-//! Pages of a tenant's dead letters, newest first, as the conversation-api reads them.
+//! Pages of dead letters, newest first, as the conversation-api reads them: of one tenant, or of all.
 //!
 //! As pages of conversations: one index is walked in its order, and a page ends after [`WALK`] dead letters.
 
@@ -14,7 +14,7 @@ use super::record::{DeadLetterStatus, DeadLetterSummary};
 use crate::conversation_pages::WALK;
 use crate::{Database, Result};
 
-/// Which dead letters of a tenant to list. An absent field does not restrict the list.
+/// Which dead letters to list. An absent field does not restrict the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeadLetterPageFilter {
     /// In this status.
@@ -38,7 +38,7 @@ pub struct DeadLetterPosition {
 
 /// A page.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TenantDeadLetters {
+pub struct DeadLetterListPage {
     /// Newest first. Fewer than asked for, even none, where the walk ended first.
     pub dead_letters: Vec<DeadLetterSummary>,
     /// After which the next page begins; `None`: there are no more.
@@ -46,17 +46,18 @@ pub struct TenantDeadLetters {
 }
 
 impl Database {
-    /// At most `limit` dead letters of a tenant that match, newest first, after a position.
+    /// At most `limit` dead letters that match, newest first, after a position; of a tenant, or with `None` of every tenant
+    /// and those that name none.
     ///
     /// # Errors
     /// PostgreSQL failed.
-    pub async fn dead_letters_of_tenant(
+    pub async fn dead_letter_list(
         &self,
-        tenant: &TenantId,
+        tenant: Option<&TenantId>,
         filter: &DeadLetterPageFilter,
         after: Option<DeadLetterPosition>,
         limit: u32,
-    ) -> Result<TenantDeadLetters> {
+    ) -> Result<DeadLetterListPage> {
         let mut query = page(tenant, filter, after, limit);
         let rows: Vec<PgRow> = self.rows(query.build()).await?;
         let (mut dead_letters, mut next) = (Vec::new(), None);
@@ -78,12 +79,12 @@ impl Database {
                 id: it.dead_letter.id,
             });
         }
-        Ok(TenantDeadLetters { dead_letters, next })
+        Ok(DeadLetterListPage { dead_letters, next })
     }
 }
 
 pub(crate) fn page(
-    tenant: &TenantId,
+    tenant: Option<&TenantId>,
     filter: &DeadLetterPageFilter,
     after: Option<DeadLetterPosition>,
     limit: u32,
@@ -100,11 +101,20 @@ pub(crate) fn page(
         }
     }
     query.push(" AS matches FROM (SELECT d.*, row_number() OVER () AS walked FROM (SELECT ");
-    query.push(LISTED).push(" FROM dead_letters WHERE tenant_id = ");
-    query.push_bind(tenant.as_str().to_owned());
-    if let Some(DeadLetterPosition { stored_at, id }) = after {
-        query.push(" AND (stored_at, id) < (").push_bind(stored_at);
-        query.push(", ").push_bind(id).push(")");
+    query.push(LISTED).push(" FROM dead_letters WHERE ");
+    match tenant {
+        Some(tenant) => query.push("tenant_id = ").push_bind(tenant.as_str().to_owned()),
+        // Always true: it allows the index by time.
+        None => query.push("attempts >= 0"),
+    };
+    match after {
+        Some(DeadLetterPosition { stored_at, id }) => {
+            query.push(" AND (stored_at, id) < (").push_bind(stored_at);
+            query.push(", ").push_bind(id).push(")");
+        }
+        None => {
+            query.push(" AND stored_at < 'infinity'");
+        }
     }
     query.push(" ORDER BY stored_at DESC, id DESC LIMIT ").push_bind(WALK);
     query.push(") AS d) AS w) AS listed WHERE matches OR walked = ").push_bind(WALK);

@@ -77,6 +77,14 @@ pub struct ApiAccessSettings {
     #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
     pub api_database_url: ServerUrl,
 
+    /// PostgreSQL with a second role, for keys with the scope `operate`: it sees and changes dead letters. `verbatim setup`
+    /// creates it. Without it the endpoints of dead letters answer 501. API_OPERATOR_DATABASE_URL_FILE may name a file that
+    /// holds it
+    #[arg(long, env = "API_OPERATOR_DATABASE_URL")]
+    #[arg(value_name = "postgres://verbatim_api_operator:password@host:5432/verbatim")]
+    #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
+    pub api_operator_database_url: Option<ServerUrl>,
+
     /// Secret of at least 32 characters that all replicas of the conversation-api and `verbatim setup` share: it signs
     /// tenants, cursors and ETags. To rotate it, give the new one and the old one, separated by a comma.
     /// API_SECRET_FILE may name a file that holds it
@@ -85,7 +93,7 @@ pub struct ApiAccessSettings {
     pub api_secret: Vec<Secret>,
 }
 
-/// The role of the conversation-api, for `verbatim setup`. Both or none are set.
+/// The roles of the conversation-api, for `verbatim setup`. The URL of the first and the secret are both set or both not.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ApiRoleSettings {
     /// PostgreSQL with the role of the conversation-api. `verbatim setup` creates the role where it is missing, and gives it
@@ -94,6 +102,13 @@ pub struct ApiRoleSettings {
     #[arg(value_name = "postgres://verbatim_api:password@host:5432/verbatim")]
     #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
     pub api_database_url: Option<ServerUrl>,
+
+    /// PostgreSQL with the second role of the conversation-api, which sees and changes dead letters. `verbatim setup` creates
+    /// it as well. API_OPERATOR_DATABASE_URL_FILE may name a file that holds it
+    #[arg(long, env = "API_OPERATOR_DATABASE_URL")]
+    #[arg(value_name = "postgres://verbatim_api_operator:password@host:5432/verbatim")]
+    #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
+    pub api_operator_database_url: Option<ServerUrl>,
 
     /// Secret of the conversation-api. API_SECRET_FILE may name a file that holds it
     #[arg(long, env = "API_SECRET", value_name = "SECRET", value_delimiter = ',')]

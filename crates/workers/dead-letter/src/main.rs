@@ -1,7 +1,8 @@
 //! `dead-letter-worker`: stores dead letters, reroutes actions that expired or that no binding matched to their own
 //! queues, refuses the actions of queues that have no worker yet, and exports the gauges of the whole fleet: queues,
-//! dead letters, conversations.
+//! dead letters, conversations. It also makes the checkpoints of the audit log.
 
+mod checkpoints;
 mod gauges;
 
 use std::process::ExitCode;
@@ -62,6 +63,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
             }
         }
     }
+    checkpoints::run(&service, &stores);
     gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
     Ok(())
 }

@@ -1,0 +1,128 @@
+//! Checkpoints: the last entry of every chain that grew since the checkpoint before. They are a chain themselves.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::chain::hash;
+use crate::rows::from_row;
+use crate::{Database, Error, Result};
+
+/// How often a checkpoint is made.
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+
+/// Only one process makes a checkpoint at a time.
+const LOCK: i64 = 0x0076_6261_7564_6974;
+
+/// The most chains in one checkpoint; the others follow in the next.
+const MOST_CHAINS: i64 = 10_000;
+
+/// A checkpoint, for whoever keeps it outside of the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Its number, from 1 on.
+    pub n: i64,
+    /// How many chains grew.
+    pub chains: usize,
+    /// Its hash, in hexadecimal digits.
+    pub hash: String,
+}
+
+/// A checkpoint as it is stored.
+pub(super) struct StoredCheckpoint {
+    pub(super) n: i64,
+    pub(super) at: DateTime<Utc>,
+    /// As text: its bytes are hashed.
+    pub(super) chains: String,
+    pub(super) hash: Vec<u8>,
+}
+
+from_row! { StoredCheckpoint: n, at, chains, hash }
+
+/// The columns of a [`StoredCheckpoint`].
+pub(super) const STORED: &str = "n, at, chains::text AS chains, hash";
+
+impl StoredCheckpoint {
+    /// Its hash after a checkpoint with the hash `previous`, which is empty for the first.
+    pub(super) fn hash_after(&self, previous: &[u8]) -> Vec<u8> {
+        let (n, at) = (self.n.to_string(), self.at.timestamp_micros().to_string());
+        hash(previous, [Some(n.as_str()), Some(&at), Some(&self.chains)])
+    }
+
+    /// The ends of the chains: chain, number of the last entry, its hash in hexadecimal digits.
+    pub(super) fn ends(&self) -> Option<Vec<(Uuid, i64, String)>> {
+        serde_json::from_str(&self.chains).ok()
+    }
+}
+
+impl Database {
+    /// Makes a checkpoint, if an entry was written since the last one and no other process makes one or made one less than
+    /// a minute ago; returns it.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn checkpoint_audit(&self) -> Result<Option<Checkpoint>> {
+        self.in_transaction(checkpoint).await
+    }
+}
+
+async fn checkpoint(connection: &mut PgConnection) -> Result<Option<Checkpoint>> {
+    let (is_first,): (bool,) = sqlx::query_as("SELECT pg_try_advisory_xact_lock($1)")
+        .bind(LOCK)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !is_first {
+        return Ok(None);
+    }
+    // Replicas wake at different times: half a minute is enough distance.
+    let last: Option<(i64, Vec<u8>, bool)> = sqlx::query_as(
+        "SELECT n, hash, at > clock_timestamp() - interval '1 second' * $1
+         FROM audit_checkpoints ORDER BY n DESC LIMIT 1",
+    )
+    .bind(CHECKPOINT_EVERY.as_secs_f64() / 2.0)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let (n, previous) = match last {
+        Some((.., true)) => return Ok(None),
+        Some((n, hash, false)) => (n + 1, hash),
+        None => (1, Vec::new()),
+    };
+    // Under the lock of its row a chain does not grow.
+    let grown: Vec<(Uuid, i64, Vec<u8>)> = sqlx::query_as(
+        "WITH grown AS (SELECT chain FROM audit_chains WHERE n > checked_n ORDER BY chain LIMIT $1 FOR UPDATE)
+         UPDATE audit_chains c SET checked_n = c.n FROM grown WHERE c.chain = grown.chain
+         RETURNING c.chain, c.n, c.hash",
+    )
+    .bind(MOST_CHAINS)
+    .fetch_all(&mut *connection)
+    .await?;
+    if grown.is_empty() {
+        return Ok(None);
+    }
+    let (at,): (DateTime<Utc>,) =
+        sqlx::query_as("SELECT clock_timestamp()").fetch_one(&mut *connection).await?;
+    let mut ends: Vec<_> =
+        grown.into_iter().map(|(chain, n, hash)| (chain, n, hex(&hash))).collect();
+    ends.sort();
+    let chains = serde_json::to_string(&ends)
+        .map_err(|error| Error::Corrupt { table: "audit_chains", fault: error.to_string() })?;
+    let mut stored = StoredCheckpoint { n, at, chains, hash: Vec::new() };
+    stored.hash = stored.hash_after(&previous);
+    sqlx::query(
+        "INSERT INTO audit_checkpoints (n, at, chains, hash) VALUES ($1, $2, $3::json, $4)",
+    )
+    .bind(n)
+    .bind(at)
+    .bind(&stored.chains)
+    .bind(&stored.hash)
+    .execute(connection)
+    .await?;
+    Ok(Some(Checkpoint { n, chains: ends.len(), hash: hex(&stored.hash) }))
+}
+
+/// In lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
