@@ -31,6 +31,9 @@ fi
 if [ ! -e "$dir/api_database_url" ]; then
     make api_database_url "postgres://verbatim_api:$(random)@postgres:5432/verbatim"
 fi
+if [ ! -e "$dir/api_operator_database_url" ]; then
+    make api_operator_database_url "postgres://verbatim_api_operator:$(random)@postgres:5432/verbatim"
+fi
 if [ ! -e "$dir/api_secret" ]; then
     make api_secret "$(random)"
 fi

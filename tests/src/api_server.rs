@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use access::{ApiKey, Secrets};
-use database::{Actor, ApiRole, Database, EVERY_TENANT, NewApiKey};
+use database::{Actor, ApiRole, ApiRoleKind, Database, EVERY_TENANT, NewApiKey};
 use fixtures::{LIMIT, database};
 use serde_json::Value;
 use testkit::fleet::Worker;
@@ -67,14 +67,23 @@ impl ApiServer {
         settings: &[(&str, &str)],
     ) -> Worker {
         let (_, name) = scenario.database_url.rsplit_once('/').expect("a database");
-        let role = ApiRole { name: format!("{name}_api"), password: Some("s3cret".to_owned()) };
+        let role = |kind, suffix: &str| ApiRole {
+            kind,
+            name: format!("{name}_{suffix}"),
+            password: Some("s3cret".to_owned()),
+        };
+        let roles = [role(ApiRoleKind::Tenants, "api"), role(ApiRoleKind::Operators, "operator")];
         let keys = Secrets::new([SECRET]).expect("one").tenant_keys();
         let owner = database(&scenario.database_url);
-        owner.set_up_api_role(&role, &keys).await.expect("the role");
+        for role in &roles {
+            owner.set_up_api_role(role, &keys).await.expect("the role");
+        }
         let (_, address) = database_url.rsplit_once('@').expect("a user");
-        let url = format!("postgres://{}:s3cret@{address}", role.name);
+        let [url, operator_url] =
+            roles.map(|it| format!("postgres://{}:s3cret@{address}", it.name));
         let own = [
             ("API_DATABASE_URL", url.as_str()),
+            ("API_OPERATOR_DATABASE_URL", operator_url.as_str()),
             ("API_SECRET", SECRET),
             ("VERBATIM_API_LISTEN", "127.0.0.1:0"),
         ];
@@ -186,5 +195,5 @@ impl ApiServer {
 }
 
 fn actor() -> Actor {
-    Actor { name: "test".to_owned(), run: Uuid::new_v4() }
+    Actor { name: "test".to_owned(), run: Uuid::new_v4(), tenant: None }
 }

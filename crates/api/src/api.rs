@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use access::{Anomalies, Anomaly, Authenticator, Caller, Secrets};
 use broker::{Endpoints, Publisher, Replies};
-use database::ApiDatabase;
+use database::{ApiDatabase, NewAuditEntry, OperatorDatabase};
 use domain::amqp_users::AmqpUsers;
 use metrics::{AnomalyKind, Counter, Metrics};
+use serde_json::Value;
 use service::Service;
 use stores::ApiDatabaseServer;
 
+use crate::audit::AuditLog;
 use crate::bodies::Memory;
 use crate::rates::Rates;
 use crate::settings::Settings;
@@ -19,6 +21,9 @@ use crate::settings::Settings;
 pub(crate) struct Api {
     pub(crate) settings: Settings,
     pub(crate) database: ApiDatabase,
+    /// `None`: API_OPERATOR_DATABASE_URL is not set.
+    pub(crate) operators: Option<OperatorDatabase>,
+    pub(crate) audit: AuditLog,
     pub(crate) secrets: Secrets,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) rates: Rates,
@@ -53,7 +58,9 @@ impl Api {
             pages: Memory::new(settings.max_pages_bytes.max(settings.max_page_bytes)),
             anomalies: Anomalies::new(settings.anomalies()),
             settings,
+            audit: AuditLog::start(service, &server.database),
             database: server.database,
+            operators: server.operators,
             secrets: server.secrets,
             authenticator,
             metrics: service.metrics().clone(),
@@ -67,7 +74,7 @@ impl Api {
     pub(crate) fn note_refused(&self, address: IpAddr) {
         if let Some(anomaly) = self.anomalies.refused(address) {
             tracing::warn!(%address, "anomaly: many keys from one address are refused");
-            self.count(anomaly);
+            self.count(anomaly, "anomaly.refused_keys", address.to_string());
         }
     }
 
@@ -75,7 +82,7 @@ impl Api {
     pub(crate) fn note_foreign_tenant(&self, caller: &Caller) {
         if let Some(anomaly) = self.anomalies.foreign_tenant(&caller.key) {
             tracing::warn!(key = caller.key, "anomaly: a key names tenants that are not its own");
-            self.count(anomaly);
+            self.count(anomaly, "anomaly.foreign_tenants", caller.key.clone());
         }
     }
 
@@ -86,11 +93,19 @@ impl Api {
                 key = caller.key,
                 "anomaly: a key reads far more messages than in its usual hour"
             );
-            self.count(anomaly);
+            self.count(anomaly, "anomaly.reads", caller.key.clone());
         }
     }
 
-    fn count(&self, anomaly: Anomaly) {
+    /// Counts and audits an anomaly of a key or an address.
+    fn count(&self, anomaly: Anomaly, action: &'static str, subject: String) {
+        self.audit.note(NewAuditEntry {
+            actor: "conversation-api".to_owned(),
+            action,
+            tenant: None,
+            subject: Some(subject),
+            detail: Value::Null,
+        });
         let kind = match anomaly {
             Anomaly::RefusedKeys => AnomalyKind::RefusedKeys,
             Anomaly::ForeignTenants => AnomalyKind::ForeignTenants,

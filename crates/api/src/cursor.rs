@@ -31,7 +31,8 @@ pub(crate) struct Place {
 /// What a cursor belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CursorScope<'a> {
-    pub(crate) tenant: &'a TenantId,
+    /// `None`: every tenant.
+    pub(crate) tenant: Option<&'a TenantId>,
     /// The name of the endpoint.
     pub(crate) endpoint: &'a str,
     /// What else must be the same on the next page: filter and order.
@@ -70,7 +71,9 @@ impl Place {
 
 fn parts<'a>(scope: CursorScope<'a>, payload: &'a [u8]) -> [&'a [u8]; 4] {
     let CursorScope { tenant, endpoint, filter } = scope;
-    [tenant.as_str().as_bytes(), endpoint.as_bytes(), filter.as_bytes(), payload]
+    // No tenant's name is empty.
+    let tenant = tenant.map(TenantId::as_str).unwrap_or_default();
+    [tenant.as_bytes(), endpoint.as_bytes(), filter.as_bytes(), payload]
 }
 
 #[cfg(test)]
@@ -83,12 +86,12 @@ mod tests {
         let (acme, globex) = (TenantId::new("acme").unwrap(), TenantId::new("globex").unwrap());
         let at = DateTime::from_timestamp_micros(1_800_000_000_000_001).unwrap();
         let place = Place::new(at, "c/1");
-        let scope = CursorScope { tenant: &acme, endpoint: "list", filter: "status=active" };
+        let scope = CursorScope { tenant: Some(&acme), endpoint: "list", filter: "status=active" };
         let cursor = place.cursor(&secrets, scope);
         assert_eq!(Place::of(&cursor, &secrets, scope), Some(place.clone()));
         assert_eq!(place.at(), Some(at));
         for other in [
-            CursorScope { tenant: &globex, ..scope },
+            CursorScope { tenant: Some(&globex), ..scope },
             CursorScope { endpoint: "full", ..scope },
             CursorScope { filter: "", ..scope },
         ] {

@@ -14,6 +14,7 @@ use schemars::{Schema, SchemaGenerator};
 use serde::Serialize;
 
 use crate::api::Api;
+use crate::audit::Audited;
 use crate::bodies::{Share, holding, shrink};
 use crate::etag::ETag;
 use crate::parameters::{Declared, Parameters};
@@ -70,6 +71,8 @@ pub(crate) struct Answer {
     is_known: bool,
     /// Its share of the memory for pages.
     share: Option<Share>,
+    /// What the audit log says of it.
+    pub(crate) audited: Audited,
 }
 
 impl Call {
@@ -96,20 +99,48 @@ impl Call {
         }
     }
 
+    /// The tenant of a request for dead letters: as [`Self::tenant`], but an operator's key may leave it out. `None` is
+    /// every tenant, and what names none.
+    pub(crate) fn tenant_or_every(&self) -> Result<Option<TenantId>, Problem> {
+        match (&self.caller.tenant, self.parameters.raw("tenant_id")) {
+            (TenantOfCaller::Every, None) => Ok(None),
+            _ => self.tenant().map(Some),
+        }
+    }
+
+    /// The dead letters of this tenant; with `None` of every tenant.
+    pub(crate) fn dead_letters(&self, tenant: Option<&TenantId>) -> Result<Database, Problem> {
+        let operators = self.api.operators.as_ref().ok_or_else(|| {
+            let detail = "set API_OPERATOR_DATABASE_URL for `verbatim setup` and for the API";
+            Problem::new(Kind::NotSetUp, detail)
+        })?;
+        Ok(operators.of(tenant))
+    }
+
+    /// Who calls, as the audit log names them.
+    pub(crate) fn actor_name(&self) -> String {
+        actor_name(&self.caller)
+    }
+
     /// The rows of this tenant.
     pub(crate) fn database(&self, tenant: &TenantId) -> Database {
         self.api.database.of(tenant)
     }
 }
 
+/// The name of a caller in the audit log.
+pub(crate) fn actor_name(caller: &Caller) -> String {
+    format!("API key {}", caller.key)
+}
+
 impl Answer {
-    /// A JSON document.
-    pub(crate) fn json(value: &impl Serialize) -> Result<Self, Problem> {
+    /// A JSON document, and what the audit log says of it.
+    pub(crate) fn json(value: &impl Serialize, audited: Audited) -> Result<Self, Problem> {
         let body = serde_json::to_vec(value).map_err(|error| {
             let detail = "the answer could not be written as JSON";
             Problem::new(Kind::Internal, detail).caused_by(&error)
         })?;
-        Ok(Self { status: StatusCode::OK, body, etag: None, is_known: false, share: None })
+        Ok(Self { status: StatusCode::OK, body, etag: None, is_known: false, share: None, audited })
     }
 
     /// The answer with this tag; without a body if the client has it already.

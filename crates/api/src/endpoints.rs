@@ -13,7 +13,8 @@ use crate::endpoint::{Conditional, Endpoint};
 use crate::parameters as p;
 use crate::views::{
     ActionsBody, AgentStatsView, ConversationListView, ConversationPageView, DeadLetterDetailView,
-    DeadLetterListView, PublishedActionsView, TenantStatsView,
+    DeadLetterListView, DiscardBody, DiscardedView, PublishedActionsView, ReplayedView,
+    TenantStatsView,
 };
 
 fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
@@ -21,7 +22,7 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 }
 
 /// Every endpoint that needs a key.
-pub(crate) static ENDPOINTS: [Endpoint; 7] = [
+pub(crate) static ENDPOINTS: [Endpoint; 9] = [
     Endpoint {
         name: "tenant_stats",
         method: Method::GET,
@@ -113,9 +114,10 @@ pub(crate) static ENDPOINTS: [Endpoint; 7] = [
         scope: Scope::Operate,
         summary: "Actions of a tenant that were not carried out, newest first, in pages",
         about: "Those that are open, unless `status` says otherwise. A page may have fewer than `limit`, even none, while \
-                `next` is not null. Dead letters that name no tenant are seen with `verbatim dead-letters` alone.",
+                `next` is not null. The key of an operator sees those of every tenant, and those that name none, unless it \
+                names a tenant.",
         parameters: &[
-            &p::TENANT,
+            &p::TENANT_OR_EVERY,
             &p::DEAD_LETTER_STATUS,
             &p::QUEUE,
             &p::REASON,
@@ -135,11 +137,41 @@ pub(crate) static ENDPOINTS: [Endpoint; 7] = [
         scope: Scope::Operate,
         summary: "A dead letter with its body, its properties and its headers",
         about: "`error` of an internal failure is shown to an operator's key alone.",
-        parameters: &[&p::DEAD_LETTER_ID, &p::TENANT],
+        parameters: &[&p::DEAD_LETTER_ID, &p::TENANT_OR_EVERY],
         body: None,
         answer: schema::<DeadLetterDetailView>,
         conditional: Conditional::No,
         handler: |call| Box::pin(dead_letters::show(call)),
+    },
+    Endpoint {
+        name: "replay_dead_letter",
+        method: Method::POST,
+        path: "/api/dead-letters/{dead_letter_id}/replay",
+        scope: Scope::Operate,
+        summary: "Publish a dead letter again",
+        about: "Mend the cause first. The action keeps its id, so it takes effect once, however often it is replayed. 200: \
+                RabbitMQ confirmed it. With `wait=durable` the answer waits until PostgreSQL has the message or the action has \
+                failed again, at most 10 s (VERBATIM_DURABLE_WAIT). 409: the dead letter is not open. `verbatim dead-letters \
+                replay` replays many, in growing batches.",
+        parameters: &[&p::DEAD_LETTER_ID, &p::TENANT_OR_EVERY, &p::WAIT_FOR_REPLAY],
+        body: None,
+        answer: schema::<ReplayedView>,
+        conditional: Conditional::No,
+        handler: |call| Box::pin(dead_letters::replay(call)),
+    },
+    Endpoint {
+        name: "discard_dead_letter",
+        method: Method::POST,
+        path: "/api/dead-letters/{dead_letter_id}/discard",
+        scope: Scope::Operate,
+        summary: "Decide that a dead letter is not to be replayed",
+        about: "It stays stored, with the reason. `verbatim dead-letters restore` opens it again. 409: the dead letter is not \
+                open.",
+        parameters: &[&p::DEAD_LETTER_ID, &p::TENANT_OR_EVERY],
+        body: Some(schema::<DiscardBody>),
+        answer: schema::<DiscardedView>,
+        conditional: Conditional::No,
+        handler: |call| Box::pin(dead_letters::discard(call)),
     },
 ];
 

@@ -7,6 +7,7 @@
 //! tenant alone; another tenant's id is answered as an id that never was.
 
 mod api;
+mod audit;
 mod bodies;
 mod client_address;
 mod connections;

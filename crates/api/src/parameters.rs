@@ -166,6 +166,12 @@ pub(crate) const TENANT: Parameter<String> = query(
     id_schema,
     id,
 );
+pub(crate) const TENANT_OR_EVERY: Parameter<String> = query(
+    "tenant_id",
+    "The tenant. Without it the key of an operator sees the dead letters of every tenant, and those that name none",
+    id_schema,
+    id,
+);
 pub(crate) const STATUS: Parameter<ConversationStatus> = query(
     "status",
     "Only conversations in this status",
@@ -257,14 +263,14 @@ pub(crate) const DRY_RUN: Parameter<()> = query(
 pub(crate) const WAIT: Parameter<Wait> = query(
     "wait",
     "`durable`: the answer comes when PostgreSQL has committed what the actions do",
-    || json!({ "type": "string", "enum": ["durable"] }),
-    |text| {
-        if text == "durable" {
-            Ok(Wait::Durable)
-        } else {
-            Err("it must be durable, or absent".to_owned())
-        }
-    },
+    wait_schema,
+    wait,
+);
+pub(crate) const WAIT_FOR_REPLAY: Parameter<Wait> = query(
+    "wait",
+    "`durable`: the answer comes when PostgreSQL has committed the message, or when the action has failed again",
+    wait_schema,
+    wait,
 );
 pub(crate) const ORDER: Parameter<Order> = query(
     "order",
@@ -299,6 +305,17 @@ pub(crate) enum Order {
     #[default]
     Ascending,
     Descending,
+}
+
+fn wait_schema() -> Value {
+    json!({ "type": "string", "enum": ["durable"] })
+}
+
+fn wait(text: &str) -> Result<Wait, String> {
+    match text {
+        "durable" => Ok(Wait::Durable),
+        _ => Err("it must be durable, or absent".to_owned()),
+    }
 }
 
 fn id_schema() -> Value {

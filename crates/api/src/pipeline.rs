@@ -8,7 +8,8 @@
 //! | the scope of the endpoint | 403 |
 //! | the body is read | 413, 422 |
 //! | the parameters are decoded; unknown ones are refused | 422 |
-//! | the handler: tenant, database, RabbitMQ, answer | 400, 403, 404, 409, 422, 503 |
+//! | the handler: tenant, database, RabbitMQ, answer | 400, 403, 404, 409, 422, 501, 503 |
+//! | the audit log has the answer | 503 |
 //! | headers, metrics, a log line | |
 
 use std::net::{IpAddr, SocketAddr};
@@ -32,10 +33,11 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::api::Api;
+use crate::audit::Audited;
 use crate::bodies::{self, ReadBody};
 use crate::client_address::client_address;
 use crate::documents::DOCUMENTS;
-use crate::endpoint::{Answer, Call, Endpoint};
+use crate::endpoint::{Call, Endpoint, actor_name};
 use crate::endpoints::ENDPOINTS;
 use crate::parameters::Parameters;
 use crate::problem::{Fault, Kind, Problem};
@@ -135,7 +137,7 @@ async fn answer(
 ) -> Response<Body> {
     let id = request.extensions().get::<RequestId>().map_or("", |id| &id.0).to_owned();
     let mut allowance = None;
-    let answer = handle(endpoint, api, path, request, &mut allowance).await;
+    let answer = handle(endpoint, api, path, request, &id, &mut allowance).await;
     let mut response = answer.unwrap_or_else(|problem| {
         if let (Some(cause), status) = (&problem.cause, problem.kind.parts().0) {
             tracing::warn!(
@@ -158,6 +160,7 @@ async fn handle(
     api: Arc<Api>,
     path: PathParams,
     request: Request,
+    request_id: &str,
     allowance: &mut Option<Allowance>,
 ) -> Result<Response<Body>, Problem> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
@@ -199,11 +202,18 @@ async fn handle(
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let query = parts.uri.query().unwrap_or_default();
     let parameters = Parameters::of(path, query, endpoint.parameters);
+    let (audit, actor) = (api.audit.clone(), actor_name(&caller));
     let call = Call { api, endpoint, caller, parameters, headers: parts.headers, body: body.bytes };
     // The memory of the body is free when the answer is ready.
-    let answer = (endpoint.handler)(call).await.map(Answer::response);
+    let answer = (endpoint.handler)(call).await;
     drop(body.share);
-    answer
+    let mut answer = answer?;
+    if let Audited::Entry { detail, .. } = &mut answer.audited {
+        detail["request_id"] = request_id.into();
+        detail["address"] = address.to_canonical().to_string().into();
+    }
+    audit.record(actor, endpoint.name, answer.audited.clone()).await?;
+    Ok(answer.response())
 }
 
 /// The caller with the key of `Authorization: Bearer`.

@@ -10,8 +10,8 @@ use domain::failure::FailureClass;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// How long a client should wait while PostgreSQL is unavailable. The fleet probes it every second or two.
-const WAIT_FOR_POSTGRESQL: Duration = Duration::from_secs(2);
+/// How long a client should wait while a server is unavailable. The fleet probes servers every second or two.
+pub(crate) const SOON: Duration = Duration::from_secs(2);
 
 /// The kinds of errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +31,11 @@ pub(crate) enum Kind {
     NotPublished,
     Busy,
     TooSlow,
+    NotSetUp,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::TenantRequired,
         Self::Unauthenticated,
         Self::Forbidden,
@@ -50,6 +51,7 @@ impl Kind {
         Self::NotPublished,
         Self::Busy,
         Self::TooSlow,
+        Self::NotSetUp,
     ];
 
     /// Its status, its name in `type`, its title.
@@ -73,7 +75,7 @@ impl Kind {
                 "This path has no such method",
             ),
             Self::Conflict => {
-                (StatusCode::CONFLICT, "conflict", "What is stored contradicts the action")
+                (StatusCode::CONFLICT, "conflict", "What is stored contradicts the request")
             }
             Self::TooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body of the request is too large")
@@ -108,6 +110,11 @@ impl Kind {
             Self::TooSlow => {
                 (StatusCode::SERVICE_UNAVAILABLE, "too-slow", "The request took too long")
             }
+            Self::NotSetUp => (
+                StatusCode::NOT_IMPLEMENTED,
+                "not-set-up",
+                "The operator of the API has not set up this endpoint",
+            ),
         }
     }
 }
@@ -220,19 +227,25 @@ impl Problem {
 
 impl From<database::Error> for Problem {
     fn from(error: database::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&database::Error> for Problem {
+    fn from(error: &database::Error) -> Self {
         let problem = match error.class() {
             _ if error.is_missing_privilege() => {
                 let detail = "the role of the API in PostgreSQL is not set up; its operator has to run `verbatim setup`";
-                Self::new(Kind::Unavailable, detail).retry_after(WAIT_FOR_POSTGRESQL)
+                Self::new(Kind::Unavailable, detail).retry_after(SOON)
             }
             FailureClass::Unavailable | FailureClass::Transient => {
                 let detail = "PostgreSQL did not answer; repeat the request";
-                Self::new(Kind::Unavailable, detail).retry_after(WAIT_FOR_POSTGRESQL)
+                Self::new(Kind::Unavailable, detail).retry_after(SOON)
             }
             FailureClass::Data | FailureClass::Retryable => {
                 Self::new(Kind::Internal, "the log has the cause under this request_id")
             }
         };
-        problem.caused_by(&error)
+        problem.caused_by(error)
     }
 }

@@ -9,5 +9,7 @@ mod totals;
 
 pub(crate) use actions::{ActionStatus, ActionsBody, PublishedActionView, PublishedActionsView};
 pub(crate) use conversation::{ConversationListView, ConversationPageView};
-pub(crate) use dead_letters::{DeadLetterDetailView, DeadLetterListView, Errors};
+pub(crate) use dead_letters::{
+    DeadLetterDetailView, DeadLetterListView, DiscardBody, DiscardedView, Errors, ReplayedView,
+};
 pub(crate) use totals::{AgentStatsView, TenantStatsView};

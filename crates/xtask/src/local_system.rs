@@ -48,6 +48,9 @@ impl LocalSystem {
         if let Some(url) = &servers.api_database_url {
             let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
             fleet = fleet.with("API_DATABASE_URL", url).with("API_SECRET", secret);
+            if let Some(url) = &servers.api_operator_database_url {
+                fleet = fleet.with("API_OPERATOR_DATABASE_URL", url);
+            }
         }
         let system = Self { workers: Vec::new(), fleet, servers };
         system.verbatim(&["setup"], "").await?;

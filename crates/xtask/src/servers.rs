@@ -22,6 +22,9 @@ pub(crate) struct ServerOptions {
     /// URL of an existing PostgreSQL with the role of the API; without it the API is started on a private one only
     #[arg(long, env = "API_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     api_database_url: Option<String>,
+    /// URL of the same PostgreSQL with the role of the API for operators; without it a private one has that role
+    #[arg(long, env = "API_OPERATOR_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    api_operator_database_url: Option<String>,
 }
 
 /// The URLs of the three servers. Private servers stop when this is dropped.
@@ -32,6 +35,8 @@ pub(crate) struct LocalServers {
     pub(crate) database_url: String,
     /// PostgreSQL with the role of the API, which is created if it is missing; `None`: there is to be no API.
     pub(crate) api_database_url: Option<String>,
+    /// PostgreSQL with the role of the API for operators; `None`: its endpoints for dead letters are not set up.
+    pub(crate) api_operator_database_url: Option<String>,
     /// Further environment variables for the processes that use these servers.
     pub(crate) settings: Vec<(&'static str, &'static str)>,
     _private: Option<Servers>,
@@ -59,13 +64,16 @@ impl LocalServers {
             (None, None) => String::new(),
         };
         let of_private = private.as_ref().filter(|_| kinds.contains(&Kind::PostgreSql));
-        let of_private = of_private.and_then(|servers| {
-            let url = servers.get(Kind::PostgreSql).url();
+        let of_private = |role: &str| {
+            let url = of_private?.get(Kind::PostgreSql).url();
             let (_, address) = url.rsplit_once('@')?;
-            Some(format!("postgres://verbatim_api:private@{address}"))
-        });
+            Some(format!("postgres://{role}:private@{address}"))
+        };
         Ok(Self {
-            api_database_url: options.api_database_url.or(of_private),
+            api_database_url: options.api_database_url.or_else(|| of_private("verbatim_api")),
+            api_operator_database_url: options
+                .api_operator_database_url
+                .or_else(|| of_private("verbatim_api_operator")),
             amqp_url: url(Kind::RabbitMq, options.amqp_url),
             redis_url: url(Kind::Redis, options.redis_url),
             database_url: url(Kind::PostgreSql, options.database_url),

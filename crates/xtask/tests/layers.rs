@@ -20,7 +20,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("access", &["database", "domain"]),
     (
         "conversation-api",
-        &["access", "broker", "database", "domain", "metrics", "service", "stores"],
+        &["access", "broker", "database", "dead-letters", "domain", "metrics", "service", "stores"],
     ),
     (
         "conversation",

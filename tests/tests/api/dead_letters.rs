@@ -1,10 +1,10 @@
 //! Dead letters over HTTP.
 
 use serde_json::{Value, json};
-use system_tests::{COLLECTOR, LIMIT, SAVER, message};
+use system_tests::{ApiServer, COLLECTOR, LIMIT, SAVER, Scenario, message};
 use testkit::wait::eventually;
 
-use crate::{ids, started, with_status};
+use crate::{ids, started, started_with, with_status};
 
 #[tokio::test]
 async fn a_refused_action_is_listed_and_shown_to_its_tenant_alone() {
@@ -95,4 +95,144 @@ async fn pages_of_dead_letters_have_each_once_and_internal_errors_are_shown_to_o
     let shown = api.json(&key, &format!("/api/dead-letters/{binary}")).await;
     assert_eq!((&shown["body"], &shown["body_base64"]), (&Value::Null, &json!("/w==")));
     with_status(&api.get(&key, "/api/dead-letters/x").await, 422);
+}
+
+/// Publishes an action that no queue's worker accepts, and waits for its dead letter.
+async fn dead_letter_of(scenario: &Scenario, api: &ApiServer, key: &str, body: &Value) -> Value {
+    let before = api.json(key, "/api/dead-letters").await["dead_letters"].as_array().unwrap().len();
+    scenario.agent().publish(body).await;
+    eventually("another dead letter", LIMIT, async || {
+        let list = api.json(key, "/api/dead-letters").await;
+        match list["dead_letters"].as_array().unwrap().as_slice() {
+            all if all.len() > before => Ok(all[0].clone()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+}
+
+fn path_of(dead_letter: &Value, what: &str) -> String {
+    format!("/api/dead-letters/{}{what}", dead_letter["id"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_replayed_when_its_cause_is_mended_and_takes_effect_once() {
+    let (scenario, api) = started().await;
+    let _workers = [SAVER, COLLECTOR].map(|worker| scenario.launch(worker, &[]));
+    let (acme, globex) =
+        (api.key("acme", &["operate", "read"]).await, api.key("globex", &["operate"]).await);
+    let refused = json!({"role": "user", "content": "refused by a constraint"});
+    scenario.sql("ALTER TABLE message_rows ADD CONSTRAINT no_refused CHECK (content NOT LIKE 'refused%')").await;
+    let body = message("acme", "s", "m", &refused);
+    let own = dead_letter_of(&scenario, &api, &acme, &body).await;
+    // Another tenant replays and discards nothing.
+    for what in ["/replay", "/discard"] {
+        let reason = json!({ "reason": "mine" });
+        with_status(&api.post(&globex, &path_of(&own, what), &[], &reason).await, 404);
+    }
+    // Not mended: it fails again, and the answer says as what.
+    let again = api.post(&acme, &path_of(&own, "/replay?wait=durable"), &[], &Value::Null).await;
+    with_status(&again, 200);
+    let again: Value = serde_json::from_str(&again.body).unwrap();
+    assert_eq!(
+        (&again["status"], &again["failed_again"]),
+        (&json!("replayed"), &json!(true)),
+        "{again}"
+    );
+    let next = json!({ "id": again["failed_again_as"]["id"] });
+    // The first one is no longer open.
+    with_status(&api.post(&acme, &path_of(&own, "/replay"), &[], &Value::Null).await, 409);
+    scenario.sql("ALTER TABLE message_rows DROP CONSTRAINT no_refused").await;
+    let done = api.post(&acme, &path_of(&next, "/replay?wait=durable"), &[], &Value::Null).await;
+    with_status(&done, 200);
+    let done: Value = serde_json::from_str(&done.body).unwrap();
+    assert_eq!(done["failed_again"], json!(false), "{done}");
+    assert_eq!(scenario.sql("SELECT count(*) FROM messages").await, "1");
+    let log = scenario
+        .sql("SELECT string_agg(action || ' ' || (actor LIKE 'API key %') || ' ' || tenant_id, ', ' ORDER BY id)
+              FROM audit_log WHERE action LIKE 'dead_letter%.replay' AND subject IS NOT NULL")
+        .await;
+    let one = "dead_letters.replay true acme, dead_letter.replay true acme";
+    assert_eq!(log, format!("{one}, {one}"));
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_discarded_with_a_reason_and_not_twice() {
+    let (scenario, api) = started().await;
+    let _workers = [SAVER, COLLECTOR].map(|worker| scenario.launch(worker, &[]));
+    let acme = api.key("acme", &["operate"]).await;
+    let body = message("acme", "s", "m", &json!({"role": "bot", "content": "x"}));
+    let own = dead_letter_of(&scenario, &api, &acme, &body).await;
+    let discard = path_of(&own, "/discard");
+    for (body, place) in [
+        (json!({}), "#"),
+        (json!({"reason": ""}), "#/reason"),
+        (json!({"reason": "a\u{0}"}), "#/reason"),
+        (json!({"reason": "x".repeat(1001)}), "#/reason"),
+        (json!({"reason": "x", "why": "y"}), "#"),
+    ] {
+        let refused = api.post(&acme, &discard, &[], &body).await;
+        let problem = with_status(&refused, 422);
+        assert_eq!(problem["errors"][0]["pointer"], json!(place), "{body}");
+    }
+    let reason = json!({"reason": "a test of the \"quotes\""});
+    with_status(&api.post(&acme, &discard, &[], &reason).await, 200);
+    with_status(&api.post(&acme, &discard, &[], &reason).await, 409);
+    let shown = api.json(&acme, &path_of(&own, "")).await;
+    assert_eq!(
+        (&shown["status"], &shown["status_reason"]),
+        (&json!("discarded"), &reason["reason"])
+    );
+    let reader = api.key("acme", &["read", "write"]).await;
+    with_status(&api.post(&reader, &discard, &[], &reason).await, 403);
+}
+
+#[tokio::test]
+async fn an_operator_sees_and_decides_about_dead_letters_that_name_no_tenant() {
+    let (scenario, api) = started().await;
+    let _workers = [SAVER, COLLECTOR].map(|worker| scenario.launch(worker, &[]));
+    let (acme, operator) =
+        (api.key("acme", &["operate"]).await, api.operator_key(&["operate"]).await);
+    let nobodys = dead_letter_of(
+        &scenario,
+        &api,
+        &operator,
+        &json!({"action_type": "conversation.save_message"}),
+    )
+    .await;
+    let body = message("globex", "s", "m", &json!({"role": "bot", "content": "x"}));
+    let of_globex = dead_letter_of(&scenario, &api, &operator, &body).await;
+    assert_eq!(ids(&api.json(&operator, "/api/dead-letters").await["dead_letters"]).len(), 2);
+    let first = api.json(&operator, "/api/dead-letters?limit=1").await;
+    let cursor = first["next"].as_str().unwrap();
+    let second = api.json(&operator, &format!("/api/dead-letters?limit=1&cursor={cursor}")).await;
+    assert_eq!(ids(&second["dead_letters"]), ids(&json!([nobodys])));
+    // The cursor of every tenant is none of one tenant.
+    let of_one = format!("/api/dead-letters?limit=1&tenant_id=globex&cursor={cursor}");
+    with_status(&api.get(&operator, &of_one).await, 422);
+    for dead_letter in [&nobodys, &of_globex] {
+        with_status(&api.get(&acme, &path_of(dead_letter, "")).await, 404);
+        with_status(&api.get(&operator, &path_of(dead_letter, "?tenant_id=acme")).await, 404);
+        with_status(&api.get(&operator, &path_of(dead_letter, "")).await, 200);
+    }
+    let replayed =
+        api.post(&operator, &path_of(&nobodys, "/replay?wait=durable"), &[], &Value::Null).await;
+    with_status(&replayed, 200);
+    let reason = json!({"reason": "not ours"});
+    with_status(&api.post(&operator, &path_of(&of_globex, "/discard"), &[], &reason).await, 200);
+    let log = scenario
+        .sql(
+            "SELECT string_agg(concat_ws(' ', action, tenant_id), ', ' ORDER BY id) FROM audit_log
+              WHERE action IN ('dead_letter.replay', 'dead_letter.discard')",
+        )
+        .await;
+    assert_eq!(log, "dead_letter.replay, dead_letter.discard globex");
+}
+
+#[tokio::test]
+async fn without_the_role_for_operators_the_endpoints_say_so() {
+    let (_scenario, api) = started_with(&[("API_OPERATOR_DATABASE_URL", "")]).await;
+    let key = api.key("acme", &["operate"]).await;
+    let problem = with_status(&api.get(&key, "/api/dead-letters").await, 501);
+    assert!(problem["detail"].as_str().unwrap().contains("API_OPERATOR_DATABASE_URL"), "{problem}");
 }

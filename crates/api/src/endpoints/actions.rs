@@ -14,11 +14,13 @@ use domain::action::{Action, ActionKind};
 use domain::decode::{DecodeContext, decode};
 use domain::envelope::Envelope;
 use domain::failure::Refusal;
+use domain::ids::TenantId;
 use domain::json::Json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::audit::Audited;
 use crate::endpoint::{Answer, Call};
 use crate::parameters::{self as p, Wait};
 use crate::problem::{Fault, Kind, Problem};
@@ -41,6 +43,7 @@ const LONGEST_PROPERTY: usize = 255;
 
 /// The actions of a request, checked.
 struct Request {
+    tenant: TenantId,
     actions: Vec<Checked>,
     prefix: Prefix,
 }
@@ -114,10 +117,11 @@ pub(crate) async fn publish(mut call: Call) -> Result<Answer, Problem> {
     // Only checked: `Call::tenant` reads it.
     let _named = call.parameters.optional(&p::TENANT);
     call.parameters.checked()?;
-    let Request { actions, prefix } = checked(&call, wait)?;
+    let Request { tenant, actions, prefix } = checked(&call, wait)?;
+    let audited = Audited::Counted(Some(tenant));
     let mut views: Vec<PublishedActionView> = actions.iter().enumerate().map(view).collect();
     if dry_run {
-        return Answer::json(&PublishedActionsView { actions: views });
+        return Answer::json(&PublishedActionsView { actions: views }, audited);
     }
     let replies: Vec<Option<ExpectedReply>> = match wait {
         Some(Wait::Durable) => {
@@ -131,7 +135,7 @@ pub(crate) async fn publish(mut call: Call) -> Result<Answer, Problem> {
     views.iter_mut().for_each(|view| view.status = ActionStatus::Accepted);
     let is_durable = settled(&call, &mut views, replies, prefix).await?;
     let status = if is_durable { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok(Answer::json(&PublishedActionsView { actions: views })?.with_status(status))
+    Ok(Answer::json(&PublishedActionsView { actions: views }, audited)?.with_status(status))
 }
 
 /// The actions of the request, or all that is wrong with them.
@@ -215,7 +219,11 @@ fn checked(call: &Call, wait: Option<Wait>) -> Result<Request, Problem> {
         return Err(Problem::new(Kind::Forbidden, detail));
     }
     let prefix = if is_array { Prefix::Position } else { Prefix::Whole };
-    if faults.is_empty() { Ok(Request { actions, prefix }) } else { Err(Problem::invalid(faults)) }
+    if faults.is_empty() {
+        Ok(Request { tenant, actions, prefix })
+    } else {
+        Err(Problem::invalid(faults))
+    }
 }
 
 fn check(

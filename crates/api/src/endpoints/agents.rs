@@ -1,6 +1,7 @@
 //! Agents: their statistics.
 
 use super::conversations::totals_request;
+use crate::audit::Audited;
 use crate::endpoint::{Answer, Call};
 use crate::parameters as p;
 use crate::problem::Problem;
@@ -14,5 +15,6 @@ pub(crate) async fn stats(mut call: Call) -> Result<Answer, Problem> {
     let agent = request.agent.clone().unwrap_or_default();
     let tenant = call.tenant()?;
     let totals = call.database(&tenant).totals_of_days(&tenant, &request).await?;
-    Answer::json(&AgentStatsView::new(&tenant, &agent, &request, &totals))
+    let view = AgentStatsView::new(&tenant, &agent, &request, &totals);
+    Answer::json(&view, Audited::Counted(Some(tenant.clone())))
 }

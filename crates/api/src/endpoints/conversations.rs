@@ -5,7 +5,9 @@ use database::{PageFilter, PagePosition, ReadingOrder, TotalsRequest, Transcript
 use domain::ids::{ConversationKey, MessageId};
 use domain::message::Position;
 use domain::time::Timestamp;
+use serde_json::json;
 
+use crate::audit::Audited;
 use crate::cursor::{CursorScope, Place};
 use crate::endpoint::{Answer, Call};
 use crate::etag::ETag;
@@ -26,7 +28,9 @@ pub(crate) async fn stats(mut call: Call) -> Result<Answer, Problem> {
         database.totals_of_days(&tenant, &request),
         database.active_conversations(&tenant)
     );
-    Answer::json(&TenantStatsView::new(&tenant, &request, &totals?, active?))
+    let totals = totals?;
+    let view = TenantStatsView::new(&tenant, &request, &totals, active?);
+    Answer::json(&view, Audited::Counted(Some(tenant.clone())))
 }
 
 /// The days, the agent and the model of a request for statistics.
@@ -64,7 +68,8 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
     parameters.checked()?;
     let tenant = call.tenant()?;
     let filter_text = format!("{filter:?}");
-    let scope = CursorScope { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter_text };
+    let endpoint = call.endpoint.name;
+    let scope = CursorScope { tenant: Some(&tenant), endpoint, filter: &filter_text };
     let after = match cursor {
         None => None,
         Some(cursor) => {
@@ -78,7 +83,8 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
     let next = page.next.map(|position| {
         Place::new(position.created_at, &position.id).cursor(&call.api.secrets, scope)
     });
-    Answer::json(&ConversationListView::new(&page.conversations, next))
+    let view = ConversationListView::new(&page.conversations, next);
+    Answer::json(&view, Audited::Counted(Some(tenant.clone())))
 }
 
 pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
@@ -93,7 +99,8 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
     let tenant = call.tenant()?;
     let key = ConversationKey::parse(tenant.as_str(), &id).map_err(|_| Problem::not_found())?;
     let filter = format!("{order:?} {id}");
-    let scope = CursorScope { tenant: &tenant, endpoint: call.endpoint.name, filter: &filter };
+    let endpoint = call.endpoint.name;
+    let scope = CursorScope { tenant: Some(&tenant), endpoint, filter: &filter };
     let after = match &cursor {
         None => None,
         Some(cursor) => {
@@ -119,7 +126,13 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
         Place::new(position.created_at.into(), position.id.as_str())
             .cursor(&call.api.secrets, scope)
     });
-    let answer = Answer::json(&ConversationPageView::new(&tenant, &page, next))?;
+    let audited = Audited::Entry {
+        action: "conversation.read",
+        tenant: Some(tenant.clone()),
+        subject: id.clone(),
+        detail: json!({ "messages": page.messages.len() }),
+    };
+    let answer = Answer::json(&ConversationPageView::new(&tenant, &page, next), audited)?;
     let etag = ETag::of(&call.api.secrets, &[tenant.as_str().as_bytes(), answer.bytes()]);
     Ok(answer.holding(share).tagged(etag, &call.headers))
 }

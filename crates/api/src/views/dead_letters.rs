@@ -2,12 +2,16 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use database::{DeadLetter, DeadLetterDetail, DeadLetterState, DeadLetterSummary};
+use database::{
+    DeadLetter, DeadLetterDetail, DeadLetterState, DeadLetterStatus, DeadLetterSummary,
+};
+use dead_letters::ReplayReport;
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::time::time;
 
@@ -96,6 +100,91 @@ pub(crate) struct DeadLetterDetailView<'a> {
     properties: &'a Value,
     /// The headers that the sender set.
     headers: &'a Value,
+}
+
+/// What became of a dead letter that was replayed.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ReplayedDeadLetter")]
+pub(crate) struct ReplayedView<'a> {
+    /// Its id.
+    id: String,
+    /// `replayed`: RabbitMQ confirmed the action.
+    status: &'static str,
+    /// The run, as the audit log names it.
+    run: String,
+    /// Whether the action had failed again when the answer was made. Without `wait=durable` that is too early to say.
+    failed_again: bool,
+    /// The dead letter that it became, if it failed again.
+    failed_again_as: Option<FailedAgainView<'a>>,
+}
+
+/// A dead letter that a replay became.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "FailedAgain")]
+pub(crate) struct FailedAgainView<'a> {
+    /// Its id.
+    id: String,
+    /// Why: the class of the error.
+    reason: &'a str,
+    /// The field at fault.
+    field: Option<&'a str>,
+}
+
+/// Why a dead letter is discarded.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Discard")]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DiscardBody {
+    /// The reason, for the dead letter and the audit log.
+    #[schemars(length(min = 1, max = 1000))]
+    pub(crate) reason: String,
+}
+
+/// A dead letter that was discarded.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DiscardedDeadLetter")]
+pub(crate) struct DiscardedView {
+    /// Its id.
+    id: String,
+    /// `discarded`.
+    status: &'static str,
+}
+
+impl DiscardBody {
+    /// The body, or the JSON pointer to what is wrong and what that is.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, (&'static str, String)> {
+        let body: Self = serde_json::from_slice(bytes).map_err(|error| ("#", error.to_string()))?;
+        let fault = |detail: &str| Err(("#/reason", detail.to_owned()));
+        match body.reason.chars().count() {
+            0 => fault("it is empty; say why"),
+            1..=1_000 if body.reason.contains('\0') => fault("it has the character U+0000"),
+            1..=1_000 => Ok(body),
+            _ => fault("it has more than 1000 characters"),
+        }
+    }
+}
+
+impl DiscardedView {
+    pub(crate) fn new(id: Uuid) -> Self {
+        Self { id: id.to_string(), status: DeadLetterStatus::Discarded.as_str() }
+    }
+}
+
+impl<'a> ReplayedView<'a> {
+    pub(crate) fn new(id: Uuid, report: &'a ReplayReport) -> Self {
+        let again = report.failed_again_as.first();
+        Self {
+            id: id.to_string(),
+            status: DeadLetterStatus::Replayed.as_str(),
+            run: report.run.to_string(),
+            failed_again: again.is_some(),
+            failed_again_as: again.map(|it| FailedAgainView {
+                id: it.id.to_string(),
+                reason: &it.reason,
+                field: it.field.as_deref(),
+            }),
+        }
+    }
 }
 
 impl<'a> DeadLetterListView<'a> {

@@ -123,7 +123,9 @@ impl Replayer {
         let (held, lost): (Vec<_>, Vec<_>) =
             prepared.into_iter().partition(|(id, ..)| held.contains(id));
         let mut no_longer_held: Vec<Uuid> = lost.into_iter().map(|(id, ..)| id).collect();
-        let publications = held.iter().map(|(.., publication)| Arc::clone(publication));
+        // Collected: a closure that is held over an await keeps the future from being `Send`.
+        let publications: Vec<_> =
+            held.iter().map(|(.., publication)| Arc::clone(publication)).collect();
         let results = self.publisher.publish_all_before(lease_end, publications).await;
         failpoints::reached(Step::ReplayConfirmed);
         let (mut outcomes, mut confirmed, mut unavailable) = (Vec::new(), Vec::new(), None);

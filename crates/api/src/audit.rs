@@ -1,0 +1,262 @@
+//! The audit log of the API: what each key read or did.
+//!
+//! What shows a conversation or a dead letter is an entry of its own, and the answer leaves after PostgreSQL has committed
+//! that entry. Entries of requests that end while a commit is under way share the next one, so that they do not wait for
+//! each other one by one. All other requests are counted, by key, endpoint, tenant and minute.
+//!
+//! What operators change is no concern of this file: each statement that changes a dead letter writes its own entry.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use database::{ApiDatabase, NewAuditEntry};
+use domain::causes::with_causes;
+use domain::clock::Clock;
+use domain::failure::FailureClass;
+use domain::ids::TenantId;
+use serde_json::{Value, json};
+use service::Service;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::problem::{Kind, Problem};
+
+/// The most entries in one commit.
+const GROUP: usize = 1_000;
+
+/// How often counts and notes are written.
+const WRITE_EVERY: Duration = Duration::from_secs(10);
+
+/// The most counts and notes that wait for PostgreSQL. Then the oldest notes go: a log line has them too.
+const MOST_WAITING: usize = 10_000;
+
+/// What the audit log says of an answer.
+#[derive(Debug, Clone)]
+pub(crate) enum Audited {
+    /// It is counted.
+    Counted(Option<TenantId>),
+    /// It is an entry of its own.
+    Entry {
+        /// Such as `conversation.read`.
+        action: &'static str,
+        tenant: Option<TenantId>,
+        /// What was read.
+        subject: String,
+        /// Details of the answer, an object.
+        detail: Value,
+    },
+}
+
+/// What is counted together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Counted {
+    /// Minutes since 1970.
+    minute: i64,
+    actor: String,
+    endpoint: &'static str,
+    tenant: Option<TenantId>,
+}
+
+/// What waits for the next write.
+#[derive(Debug, Default)]
+struct Waiting {
+    counts: BTreeMap<Counted, u64>,
+    notes: Vec<NewAuditEntry>,
+}
+
+/// An entry whose request waits for its commit.
+struct Awaited {
+    entry: NewAuditEntry,
+    done: oneshot::Sender<Result<(), Arc<database::Error>>>,
+}
+
+/// The audit log. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct AuditLog {
+    clock: Clock,
+    waiting: Arc<Mutex<Waiting>>,
+    awaited: mpsc::Sender<Awaited>,
+}
+
+impl AuditLog {
+    /// Writes entries until the process stops.
+    pub(crate) fn start(service: &Service, database: &ApiDatabase) -> Self {
+        let (awaited, entries) = mpsc::channel(GROUP);
+        let waiting = Arc::<Mutex<Waiting>>::default();
+        let clock = service.clock().clone();
+        let log = Self { clock, waiting, awaited };
+        // Taken by each run of the task, and given to the next one if a run fails.
+        let entries = Arc::new(tokio::sync::Mutex::new(entries));
+        let (writing, database) = (log.clone(), database.clone());
+        service.support("audit", move |stopping| {
+            let (log, database, entries) =
+                (writing.clone(), database.clone(), Arc::clone(&entries));
+            async move {
+                log.write(&database, &mut *entries.lock().await, stopping).await;
+                Ok(())
+            }
+        });
+        log
+    }
+
+    /// Records an answer. Returns when it may leave.
+    ///
+    /// # Errors
+    /// PostgreSQL did not take the entry.
+    pub(crate) async fn record(
+        &self,
+        actor: String,
+        endpoint: &'static str,
+        audited: Audited,
+    ) -> Result<(), Problem> {
+        match audited {
+            Audited::Counted(tenant) => {
+                let counted = Counted { minute: self.minute(), actor, endpoint, tenant };
+                *self.waiting().counts.entry(counted).or_default() += 1;
+                Ok(())
+            }
+            Audited::Entry { action, tenant, subject, detail } => {
+                let subject = Some(subject);
+                self.write_entry(NewAuditEntry { actor, action, tenant, subject, detail }).await
+            }
+        }
+    }
+
+    async fn write_entry(&self, entry: NewAuditEntry) -> Result<(), Problem> {
+        let (done, result) = oneshot::channel();
+        let stopped = || {
+            let detail = "the API is stopping; repeat the request";
+            Problem::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(2))
+        };
+        self.awaited.send(Awaited { entry, done }).await.map_err(|_| stopped())?;
+        result.await.map_err(|_| stopped())?.map_err(|error| Problem::from(&*error))
+    }
+
+    /// The minute that it is.
+    fn minute(&self) -> i64 {
+        DateTime::<Utc>::from(self.clock.now()).timestamp().div_euclid(60)
+    }
+
+    /// Writes an entry within seconds; nobody waits for it.
+    pub(crate) fn note(&self, entry: NewAuditEntry) {
+        let mut waiting = self.waiting();
+        if waiting.notes.len() == MOST_WAITING {
+            waiting.notes.remove(0);
+        }
+        waiting.notes.push(entry);
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write(
+        &self,
+        database: &ApiDatabase,
+        entries: &mut mpsc::Receiver<Awaited>,
+        stopping: CancellationToken,
+    ) {
+        let mut every = tokio::time::interval(WRITE_EVERY);
+        let mut group = Vec::with_capacity(GROUP);
+        loop {
+            tokio::select! {
+                _ = entries.recv_many(&mut group, GROUP) => commit(database, &mut group).await,
+                _ = every.tick() => self.write_waiting(database, Which::PastMinutes).await,
+                () = stopping.cancelled() => break,
+            }
+        }
+        // The requests have ended, except those that outlasted the drain.
+        entries.close();
+        while entries.recv_many(&mut group, GROUP).await > 0 {
+            commit(database, &mut group).await;
+        }
+        self.write_waiting(database, Which::All).await;
+    }
+
+    /// Writes counts and notes. If PostgreSQL fails, they wait for the next time.
+    async fn write_waiting(&self, database: &ApiDatabase, which: Which) {
+        let now = self.minute();
+        let is_due = |counted: &Counted| match which {
+            Which::PastMinutes => counted.minute < now,
+            Which::All => true,
+        };
+        let (due, notes): (BTreeMap<Counted, u64>, _) = {
+            let mut waiting = self.waiting();
+            let notes = std::mem::take(&mut waiting.notes);
+            let counts = std::mem::take(&mut waiting.counts).into_iter();
+            let (due, rest) = counts.partition(|(counted, _)| is_due(counted));
+            waiting.counts = rest;
+            (due, notes)
+        };
+        let mut entries = notes.clone();
+        entries.extend(due.iter().map(|(counted, requests)| counted.entry(*requests)));
+        for part in entries.chunks(GROUP) {
+            if let Err(error) = database.audit(part).await {
+                tracing::warn!(
+                    error = with_causes(&error),
+                    "{} counts and notes could not be written to the audit log; they are written later",
+                    entries.len()
+                );
+                self.keep(due, notes);
+                return;
+            }
+        }
+    }
+
+    fn keep(&self, due: BTreeMap<Counted, u64>, mut notes: Vec<NewAuditEntry>) {
+        let mut waiting = self.waiting();
+        for (counted, requests) in due {
+            *waiting.counts.entry(counted).or_default() += requests;
+        }
+        notes.append(&mut waiting.notes);
+        notes.drain(..notes.len().saturating_sub(MOST_WAITING));
+        waiting.notes = notes;
+        while waiting.counts.len() > MOST_WAITING {
+            waiting.counts.pop_first();
+        }
+    }
+}
+
+/// Which counts to write.
+#[derive(Debug, Clone, Copy)]
+enum Which {
+    /// Those of minutes that are over.
+    PastMinutes,
+    All,
+}
+
+impl Counted {
+    fn entry(&self, requests: u64) -> NewAuditEntry {
+        NewAuditEntry {
+            actor: self.actor.clone(),
+            action: "api.requests",
+            tenant: self.tenant.clone(),
+            subject: Some(self.endpoint.to_owned()),
+            detail: json!({
+                "requests": requests, "minute": DateTime::from_timestamp(self.minute * 60, 0),
+            }),
+        }
+    }
+}
+
+/// Commits a group, and lets its answers leave.
+async fn commit(database: &ApiDatabase, group: &mut Vec<Awaited>) {
+    let (entries, waiting): (Vec<_>, Vec<_>) =
+        group.drain(..).map(|Awaited { entry, done }| (entry, done)).unzip();
+    let committed = database.audit(&entries).await.map_err(Arc::new);
+    // If PostgreSQL refuses one entry, the others are written without it.
+    let is_refused = committed.as_ref().is_err_and(|error| match error.class() {
+        FailureClass::Data | FailureClass::Retryable => true,
+        FailureClass::Unavailable | FailureClass::Transient => false,
+    });
+    for (entry, done) in entries.iter().zip(waiting) {
+        let committed = match is_refused && entries.len() > 1 {
+            true => database.audit(std::slice::from_ref(entry)).await.map_err(Arc::new),
+            false => committed.clone(),
+        };
+        // A request that was given up waits no longer.
+        done.send(committed).ok();
+    }
+}
