@@ -13,13 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use database::ApiDatabase;
+use database::{ApiDatabase, PresentedKey};
 use domain::causes::with_causes;
 use domain::clock::Clock;
 use domain::failure::FailureClass;
 use tokio::time::Instant;
 
-use crate::{ApiKey, Caller};
+use crate::{ApiKey, Caller, RequestSignature};
 
 /// How old the confirmation of a remembered key may be while PostgreSQL answers: below the promised five seconds by the time
 /// of an answer.
@@ -36,6 +36,8 @@ const KEYS_AT_ONCE: usize = 1_000;
 pub struct AuthenticatorSettings {
     /// How long a key goes on after PostgreSQL confirmed it last, while PostgreSQL does not answer. 0: not at all.
     pub grace: Duration,
+    /// How far the timestamp of a signed request may be from the clock of this process.
+    pub signature_window: Duration,
 }
 
 /// Why a key is not accepted.
@@ -53,6 +55,20 @@ pub enum NotAuthenticated {
     /// It is not accepted from this address.
     #[error("the key is not accepted from this address")]
     Address,
+    /// The key did not sign the request.
+    #[error(
+        "the signature is not that of this request with this key; it covers the method, path and query, timestamp, nonce \
+         and body"
+    )]
+    Signature,
+    /// The request was signed too long ago, or later than now.
+    #[error(
+        "the timestamp is more than {0:?} from the time of the server; check the clock of the client"
+    )]
+    Stale(Duration),
+    /// The request was received before.
+    #[error("a request with this nonce was received before; sign each request with a new nonce")]
+    Replayed,
     /// PostgreSQL cannot be asked.
     #[error("keys cannot be checked: PostgreSQL is unavailable")]
     Unavailable(#[source] database::Error),
@@ -104,6 +120,40 @@ impl Authenticator {
             Some(caller) => caller,
             None => self.confirmed(key).await?,
         };
+        self.admitted(caller, address)
+    }
+
+    /// The caller that signed a request for this method and this path with query, at this address. Each signature is accepted
+    /// once, on whatever replica. The body is to be compared too, when it is read: [`RequestSignature::is_of_body`].
+    ///
+    /// # Errors
+    /// The signature is not accepted.
+    pub async fn signed(
+        &self,
+        signature: &RequestSignature,
+        (method, target): (&str, &str),
+        address: IpAddr,
+    ) -> Result<Arc<Caller>, NotAuthenticated> {
+        let window = self.settings.signature_window;
+        if !signature.is_fresh(self.now(), window) {
+            return Err(NotAuthenticated::Stale(window));
+        }
+        let request = signature.request(method, target, window);
+        let found = self.noted(self.database.signed_request(&request).await);
+        let (presented, is_first) =
+            found.map_err(NotAuthenticated::Unavailable)?.ok_or(NotAuthenticated::Signature)?;
+        let caller = Arc::new(caller_of(&signature.key, presented)?);
+        if !is_first {
+            return Err(NotAuthenticated::Replayed);
+        }
+        self.admitted(caller, address)
+    }
+
+    fn admitted(
+        &self,
+        caller: Arc<Caller>,
+        address: IpAddr,
+    ) -> Result<Arc<Caller>, NotAuthenticated> {
         if caller.is_expired(self.now()) {
             return Err(NotAuthenticated::Expired);
         }
@@ -202,18 +252,8 @@ impl Authenticator {
                 return self.remembered(key).ok_or(NotAuthenticated::Unavailable(error));
             }
         };
-        if presented.revoked_at.is_some() {
-            return Err(NotAuthenticated::Revoked);
-        }
         let version = presented.version;
-        let Some(caller) = Caller::of(key.id(), presented) else {
-            tracing::error!(
-                key = key.id(),
-                "API key refused: its tenant or one of its networks is unreadable"
-            );
-            return Err(NotAuthenticated::Unknown);
-        };
-        let caller = Arc::new(caller);
+        let caller = Arc::new(caller_of(key.id(), presented)?);
         if !caller.is_expired(self.now()) {
             let remembered = Remembered {
                 secret_hash,
@@ -243,4 +283,15 @@ impl Authenticator {
     fn all(&self) -> MutexGuard<'_, HashMap<String, Remembered>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The caller with a key that PostgreSQL found, unless it is revoked.
+fn caller_of(key: &str, presented: PresentedKey) -> Result<Caller, NotAuthenticated> {
+    if presented.revoked_at.is_some() {
+        return Err(NotAuthenticated::Revoked);
+    }
+    Caller::of(key, presented).ok_or_else(|| {
+        tracing::error!(key, "API key refused: its tenant or one of its networks is unreadable");
+        NotAuthenticated::Unknown
+    })
 }

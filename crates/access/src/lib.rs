@@ -1,7 +1,7 @@
 //! Who may do what over HTTP: API keys, their scopes, and the secret that all replicas of the API share.
 //!
-//! `key.rs` is the text of a key, `authenticator.rs` decides whether a key is accepted, `secret.rs` derives the keys of
-//! signatures, `anomalies.rs` notices callers that behave unusually. What PostgreSQL enforces beneath is in the crate `database` (`api_database.rs`, `api_role.rs`).
+//! `key.rs` is the text of a key, `authenticator.rs` decides whether a key is accepted, `signature.rs` reads signed
+//! requests, `secret.rs` derives the keys of the signatures of the API itself, `anomalies.rs` notices callers that behave unusually. What PostgreSQL enforces beneath is in the crate `database` (`api_database.rs`, `api_role.rs`).
 
 mod anomalies;
 mod authenticator;
@@ -9,6 +9,7 @@ mod caller;
 mod key;
 mod scope;
 mod secret;
+mod signature;
 
 pub use anomalies::{Anomalies, Anomaly, AnomalySettings};
 pub use authenticator::{Authenticator, AuthenticatorSettings, NotAuthenticated};
@@ -16,3 +17,4 @@ pub use caller::{Caller, TenantOfCaller};
 pub use key::{ApiKey, InvalidKey, PATTERN};
 pub use scope::Scope;
 pub use secret::{Purpose, Secrets};
+pub use signature::{InvalidSignature, RequestSignature, SCHEME, authorization};

@@ -40,7 +40,7 @@ fn document() -> Value {
             "description": "Times are RFC 3339 in UTC with microseconds. The tenant of a request is that of its key. What \
                             belongs to another tenant is answered as what does not exist. Errors are RFC 9457 problems.",
         },
-        "security": [{ "key": [] }],
+        "security": [{ "key": [] }, { "signature": [] }],
         "paths": paths,
         "components": {
             "securitySchemes": {
@@ -48,6 +48,13 @@ fn document() -> Value {
                     "type": "http",
                     "scheme": "bearer",
                     "description": "An API key, as `verbatim keys create` prints it",
+                },
+                "signature": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "Authorization",
+                    "description": "`Verbatim-HMAC-SHA256 key=ID, timestamp=SECONDS, nonce=NONCE, digest=HEX, signature=HEX`: \
+                                    a request that is signed with an API key, in place of sending the key (docs/api.md)",
                 },
             },
             "schemas": schemas,

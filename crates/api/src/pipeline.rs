@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use access::{ApiKey, Caller, NotAuthenticated};
+use access::{ApiKey, Caller, NotAuthenticated, RequestSignature};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::RawPathParamsRejection;
@@ -25,6 +25,7 @@ use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, AUTHORIZATION, ORIGIN, VARY,
 };
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::{self, Next};
 use axum::routing::{MethodFilter, get, on};
@@ -40,7 +41,7 @@ use crate::documents::DOCUMENTS;
 use crate::endpoint::{Call, Endpoint, actor_name};
 use crate::endpoints::ENDPOINTS;
 use crate::parameters::Parameters;
-use crate::problem::{Fault, Kind, Problem};
+use crate::problem::{Fault, Kind, Problem, SOON};
 use crate::rates::Allowance;
 
 /// The parameters of a path, which may be no UTF-8.
@@ -166,7 +167,9 @@ async fn handle(
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let peer = peer.map_or(IpAddr::from([0; 16]), |ConnectInfo(peer)| peer.ip());
     let address = client_address(peer, request.headers(), &api.settings.trusted_proxies);
-    let caller = authenticated(&api, request.headers(), address).await?;
+    let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    let signed = (request.method().as_str(), target);
+    let (caller, signature) = authenticated(&api, request.headers(), signed, address).await?;
     *allowance = Some(match api.rates.take(&caller.key) {
         Ok(allowance) => allowance,
         Err(exceeded) => {
@@ -199,6 +202,10 @@ async fn handle(
             bodies::read(&api.requests, largest, &parts.headers, body).await?
         }
     };
+    if signature.is_some_and(|signature| !signature.is_of_body(&body.bytes)) {
+        let detail = "the body is not the one that was signed: its SHA-256 is not `digest`";
+        return Err(refused(&api, address, RefusedCredential::Signature, detail.to_owned()));
+    }
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let query = parts.uri.query().unwrap_or_default();
     let parameters = Parameters::of(path, query, endpoint.parameters);
@@ -216,50 +223,80 @@ async fn handle(
     Ok(answer.response())
 }
 
-/// The caller with the key of `Authorization: Bearer`.
+/// A credential that is not accepted.
+fn refused(api: &Api, address: IpAddr, reason: RefusedCredential, detail: String) -> Problem {
+    api.metrics.add(Counter::RefusedCredentials { reason }, 1);
+    api.note_refused(address);
+    Problem::new(Kind::Unauthenticated, detail)
+}
+
+/// What the header `Authorization` holds.
+enum Credential {
+    Key(ApiKey),
+    Signature(RequestSignature),
+}
+
+impl Credential {
+    fn of(headers: &HeaderMap) -> Result<Self, (RefusedCredential, String)> {
+        let header = headers.get(AUTHORIZATION).ok_or_else(|| {
+            (RefusedCredential::Missing, "send a key: `Authorization: Bearer vbt_…`".to_owned())
+        })?;
+        let malformed = |detail: String| (RefusedCredential::Malformed, detail);
+        let scheme = header.to_str().ok().and_then(|text| text.split_once(' '));
+        match scheme {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => {
+                let key = ApiKey::parse(key.trim());
+                key.map(Self::Key).map_err(|fault| malformed(format!("the key: {fault}")))
+            }
+            Some((scheme, text)) if scheme.eq_ignore_ascii_case(access::SCHEME) => {
+                let signature = RequestSignature::parse(text.trim());
+                signature.map(Self::Signature).map_err(|fault| malformed(fault.to_string()))
+            }
+            _ => {
+                let scheme = access::SCHEME;
+                Err(malformed(format!("Authorization must be `Bearer vbt_…` or `{scheme} key=…`")))
+            }
+        }
+    }
+}
+
+/// The caller with the credential of the request, and the signature to compare the body with. `signed` are the method, and
+/// the path with its query.
 async fn authenticated(
     api: &Api,
     headers: &HeaderMap,
+    signed: (&str, &str),
     address: IpAddr,
-) -> Result<Arc<Caller>, Problem> {
-    let refused = |reason, detail: String| {
-        api.metrics.add(Counter::RefusedCredentials { reason }, 1);
-        api.note_refused(address);
-        Problem::new(Kind::Unauthenticated, detail)
+) -> Result<(Arc<Caller>, Option<RequestSignature>), Problem> {
+    let credential = Credential::of(headers)
+        .map_err(|(reason, detail)| refused(api, address, reason, detail))?;
+    let caller = match &credential {
+        Credential::Key(key) => api.authenticator.caller(key, address).await,
+        Credential::Signature(signature) => {
+            api.authenticator.signed(signature, signed, address).await
+        }
     };
-    let Some(header) = headers.get(AUTHORIZATION) else {
-        return Err(refused(
-            RefusedCredential::Missing,
-            "send a key: `Authorization: Bearer vbt_…`".to_owned(),
-        ));
-    };
-    let text = header.to_str().ok().and_then(|text| {
-        let (scheme, key) = text.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-    });
-    let Some(text) = text else {
-        return Err(refused(
-            RefusedCredential::Malformed,
-            "Authorization must be `Bearer vbt_…`".to_owned(),
-        ));
-    };
-    let key = ApiKey::parse(text)
-        .map_err(|fault| refused(RefusedCredential::Malformed, format!("the key: {fault}")))?;
-    let error = match api.authenticator.caller(&key, address).await {
-        Ok(caller) => return Ok(caller),
-        Err(error) => error,
+    let error = match (caller, credential) {
+        (Ok(caller), Credential::Key(_)) => return Ok((caller, None)),
+        (Ok(caller), Credential::Signature(signature)) => return Ok((caller, Some(signature))),
+        (Err(error), _) => error,
     };
     let detail = error.to_string();
-    Err(match error {
-        NotAuthenticated::Unknown => refused(RefusedCredential::Unknown, detail),
-        NotAuthenticated::Revoked => refused(RefusedCredential::Revoked, detail),
-        NotAuthenticated::Expired => refused(RefusedCredential::Expired, detail),
-        NotAuthenticated::Address => refused(RefusedCredential::Address, detail),
+    let reason = match error {
+        NotAuthenticated::Unknown => RefusedCredential::Unknown,
+        NotAuthenticated::Revoked => RefusedCredential::Revoked,
+        NotAuthenticated::Expired => RefusedCredential::Expired,
+        NotAuthenticated::Address => RefusedCredential::Address,
+        NotAuthenticated::Signature => RefusedCredential::Signature,
+        NotAuthenticated::Stale(_) => RefusedCredential::Stale,
+        NotAuthenticated::Replayed => RefusedCredential::Replayed,
         NotAuthenticated::Unavailable(source) => {
-            let wait = Duration::from_secs(2);
-            Problem::new(Kind::Unavailable, detail).retry_after(wait).caused_by(&source)
+            return Err(Problem::new(Kind::Unavailable, detail)
+                .retry_after(SOON)
+                .caused_by(&source));
         }
-    })
+    };
+    Err(refused(api, address, reason, detail))
 }
 
 fn problem(endpoint: &'static str, request: &Request, problem: &Problem) -> Response<Body> {

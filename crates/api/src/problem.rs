@@ -220,6 +220,8 @@ impl Problem {
         }
         if self.kind == Kind::Unauthenticated {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"verbatim\""));
+            let signed = HeaderValue::from_static("Verbatim-HMAC-SHA256 realm=\"verbatim\"");
+            headers.append(WWW_AUTHENTICATE, signed);
         }
         response
     }

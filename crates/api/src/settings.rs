@@ -108,6 +108,11 @@ pub(crate) struct Settings {
     #[arg(help_heading = "HTTP")]
     pub(crate) auth_grace: Duration,
 
+    /// How far the timestamp of a signed request may be from the clock of the API
+    #[arg(long, default_value = "5min", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) signature_window: Duration,
+
     /// Within which time refused keys and foreign tenants are counted. More than the next two settings say are an
     /// anomaly, which raises an alert
     #[arg(long, default_value = "5min", value_name = "DURATION", value_parser = positive_duration)]
@@ -176,7 +181,7 @@ impl Settings {
     }
 
     pub(crate) fn authenticator(&self) -> AuthenticatorSettings {
-        AuthenticatorSettings { grace: self.auth_grace }
+        AuthenticatorSettings { grace: self.auth_grace, signature_window: self.signature_window }
     }
 }
 

@@ -78,6 +78,64 @@ LANGUAGE sql STABLE SECURITY DEFINER AS $$
     WHERE k.id = key_id AND (k.secret_hash = hash OR k.previous_secret_hash = hash)
 $$;
 
+-- What signed requests used once, so that nobody sends one again.
+CREATE TABLE api_nonces (
+    key_id     text COLLATE "C" NOT NULL,
+    nonce      text COLLATE "C" NOT NULL,
+    -- From then on the timestamp of its request is too old.
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (key_id, nonce)
+);
+
+CREATE INDEX api_nonces_by_expiry ON api_nonces (expires_at);
+
+-- HMAC-SHA-256 (RFC 2104) with a key of 32 bytes.
+CREATE FUNCTION verbatim_hmac(key bytea, message text) RETURNS bytea
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT sha256(outer_block || sha256(inner_block || convert_to(message, 'UTF8')))
+    FROM (SELECT decode(string_agg(lpad(to_hex(get_byte(key, i) # 54), 2, '0'), '' ORDER BY i) || repeat('36', 32), 'hex')
+                     AS inner_block,
+                 decode(string_agg(lpad(to_hex(get_byte(key, i) # 92), 2, '0'), '' ORDER BY i) || repeat('5c', 32), 'hex')
+                     AS outer_block
+          FROM generate_series(0, 31) AS i) AS blocks
+$$;
+
+-- The key that signed this text, if it did; `is_first` tells whether its nonce was not used before. The hash of the secret
+-- is the key of the HMAC: so the role of the API sees no hash. Signatures are compared by their hashes with random bytes:
+-- the time that takes says nothing about the right one.
+CREATE FUNCTION verbatim_signed_request(signing_key text, request_nonce text, message text, signature bytea,
+                                        keep_nonce interval)
+RETURNS TABLE (tenant_id text, name text, scopes text[], networks text[], version bigint, revoked_at timestamptz,
+               accepted_until timestamptz, is_first boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
+DECLARE
+    salt CONSTANT bytea := uuid_send(gen_random_uuid());
+    found_key record;
+    inserted bigint;
+BEGIN
+    DELETE FROM api_nonces n
+    WHERE (n.key_id, n.nonce) IN (SELECT e.key_id, e.nonce FROM api_nonces e WHERE e.expires_at < clock_timestamp()
+                                  ORDER BY e.expires_at LIMIT 10 FOR UPDATE SKIP LOCKED);
+    SELECT k.tenant_id, k.name, k.scopes, k.networks, k.version, k.revoked_at,
+           CASE WHEN s.is_current THEN k.expires_at ELSE least(k.expires_at, k.previous_until) END AS accepted_until
+    INTO found_key
+    FROM api_keys k, (VALUES (true), (false)) AS s (is_current)
+    WHERE k.id = signing_key
+      AND sha256(salt || verbatim_hmac(CASE WHEN s.is_current THEN k.secret_hash ELSE k.previous_secret_hash END, message))
+          = sha256(salt || signature);
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    INSERT INTO api_nonces (key_id, nonce, expires_at)
+    VALUES (signing_key, request_nonce, clock_timestamp() + keep_nonce)
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS inserted = ROW_COUNT;
+    UPDATE api_keys k SET last_used_at = clock_timestamp()
+    WHERE k.id = signing_key AND (k.last_used_at IS NULL OR k.last_used_at < clock_timestamp() - interval '10 seconds');
+    RETURN QUERY SELECT found_key.tenant_id, found_key.name, found_key.scopes, found_key.networks, found_key.version,
+                        found_key.revoked_at, found_key.accepted_until, inserted = 1;
+END $$;
+
 -- The versions of those of these keys that are not revoked.
 CREATE FUNCTION verbatim_api_key_versions(key_ids text[])
 RETURNS TABLE (id text, version bigint)
@@ -101,6 +159,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
 $$;
 
 REVOKE ALL ON FUNCTION verbatim_api_key(text, bytea), verbatim_api_key_versions(text[]), verbatim_signed_tenant(text),
+                       verbatim_hmac(bytea, text), verbatim_signed_request(text, text, text, bytea, interval),
                        verbatim_api_keys_used(text[], timestamptz[]) FROM PUBLIC;
 
 -- These functions run with the rights of the owner: they take tables of this schema alone, whatever the caller's search
@@ -110,6 +169,7 @@ DECLARE
     function regprocedure;
 BEGIN
     FOREACH function IN ARRAY ARRAY['verbatim_tenant()', 'verbatim_signed_tenant(text)',
+                                    'verbatim_signed_request(text, text, text, bytea, interval)',
                                     'verbatim_api_key(text, bytea)', 'verbatim_api_key_versions(text[])',
                                     'verbatim_api_keys_used(text[], timestamptz[])']::regprocedure[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', function, current_schema());

@@ -3,9 +3,11 @@
 //! The only way to a [`Database`] is [`ApiDatabase::of`], which takes a tenant, so no statement can run without one. Row-level
 //! security then enforces in PostgreSQL what the statements ask for anyway.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use domain::ids::TenantId;
-use sqlx::FromRow;
+use sqlx::{FromRow, Row as _};
 
 use crate::api_role::{self, ApiRoleKind};
 use crate::{Database, NewAuditEntry, Result, SchemaError, Settings, TenantKey};
@@ -34,6 +36,21 @@ pub struct PresentedKey {
     pub revoked_at: Option<DateTime<Utc>>,
     /// Until when this secret of it is accepted.
     pub accepted_until: Option<DateTime<Utc>>,
+}
+
+/// A request with a signature.
+#[derive(Debug, Clone)]
+pub struct SignedRequest<'a> {
+    /// The id of the key.
+    pub key: &'a str,
+    /// What the request is told apart by.
+    pub nonce: &'a str,
+    /// What was signed.
+    pub text: String,
+    /// HMAC-SHA-256 of it.
+    pub signature: [u8; 32],
+    /// How long the nonce is remembered.
+    pub keep_nonce: Duration,
 }
 
 impl ApiDatabase {
@@ -111,6 +128,26 @@ impl ApiDatabase {
             .bind(id)
             .bind(secret_hash.as_slice());
         Ok(self.database.values(query).await?.pop())
+    }
+
+    /// The key that signed a request, and whether no request with this nonce came before. `None`: it did not sign it.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn signed_request(
+        &self,
+        request: &SignedRequest<'_>,
+    ) -> Result<Option<(PresentedKey, bool)>> {
+        let query = sqlx::query(
+            "SELECT * FROM verbatim_signed_request($1, $2, $3, $4, interval '1 second' * $5)",
+        )
+        .bind(request.key)
+        .bind(request.nonce)
+        .bind(&request.text)
+        .bind(request.signature.as_slice())
+        .bind(request.keep_nonce.as_secs_f64());
+        let Some(row) = self.database.rows(query).await?.pop() else { return Ok(None) };
+        Ok(Some((PresentedKey::from_row(&row)?, row.try_get("is_first")?)))
     }
 
     /// The versions of those of these keys that are not revoked.

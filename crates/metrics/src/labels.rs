@@ -256,7 +256,7 @@ label! {
 }
 
 label! {
-    /// Why a key was refused.
+    /// Why a key or a signature was refused.
     RefusedCredential {
         /// There is none.
         Missing = "missing",
@@ -270,6 +270,12 @@ label! {
         Expired = "expired",
         /// It is not accepted from the address.
         Address = "address",
+        /// The key did not sign this request.
+        Signature = "signature",
+        /// The request was signed too long ago, or later than now.
+        Stale = "stale",
+        /// The signed request was received before.
+        Replayed = "replayed",
     }
 }
 

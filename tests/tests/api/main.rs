@@ -10,6 +10,7 @@ mod outages;
 mod publishing;
 mod reading;
 mod refusing;
+mod signatures;
 
 use serde_json::Value;
 use system_tests::{ApiServer, Scenario};
