@@ -63,7 +63,7 @@ pub enum InvalidSignature {
     #[error("timestamp must be a whole number of seconds since 1970")]
     Timestamp,
     /// The nonce has another form.
-    #[error("nonce must have 16 to 64 letters, digits, - or _")]
+    #[error("nonce must have 16 to 64 of the characters A-Z, a-z, 0-9, - and _")]
     Nonce,
     /// A hash has another form.
     #[error("{0} must have 64 hexadecimal digits")]

@@ -6,7 +6,7 @@
 //!
 //! What operators change is no concern of this file: each statement that changes a dead letter writes its own entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -190,31 +190,53 @@ impl AuditLog {
             waiting.counts = rest;
             (due, notes)
         };
-        let mut entries = notes.clone();
-        entries.extend(due.iter().map(|(counted, requests)| counted.entry(*requests)));
-        for part in entries.chunks(GROUP) {
-            if let Err(error) = database.audit(part).await {
+        let mut rest: VecDeque<Unwritten> = notes.into_iter().map(Unwritten::Note).collect();
+        rest.extend(due.into_iter().map(|(counted, requests)| Unwritten::Count(counted, requests)));
+        while !rest.is_empty() {
+            let part: Vec<_> = rest.iter().take(GROUP).map(Unwritten::entry).collect();
+            if let Err(error) = database.audit(&part).await {
                 tracing::warn!(
                     error = with_causes(&error),
                     "{} counts and notes could not be written to the audit log; they are written later",
-                    entries.len()
+                    rest.len()
                 );
-                self.keep(due, notes);
-                return;
+                return self.keep(rest);
             }
+            rest.drain(..part.len());
         }
     }
 
-    fn keep(&self, due: BTreeMap<Counted, u64>, mut notes: Vec<NewAuditEntry>) {
+    fn keep(&self, rest: VecDeque<Unwritten>) {
         let mut waiting = self.waiting();
-        for (counted, requests) in due {
-            *waiting.counts.entry(counted).or_default() += requests;
+        let mut notes = Vec::new();
+        for unwritten in rest {
+            match unwritten {
+                Unwritten::Count(counted, requests) => {
+                    *waiting.counts.entry(counted).or_default() += requests;
+                }
+                Unwritten::Note(entry) => notes.push(entry),
+            }
         }
         notes.append(&mut waiting.notes);
         notes.drain(..notes.len().saturating_sub(MOST_WAITING));
         waiting.notes = notes;
         while waiting.counts.len() > MOST_WAITING {
             waiting.counts.pop_first();
+        }
+    }
+}
+
+/// What is to be written.
+enum Unwritten {
+    Count(Counted, u64),
+    Note(NewAuditEntry),
+}
+
+impl Unwritten {
+    fn entry(&self) -> NewAuditEntry {
+        match self {
+            Self::Count(counted, requests) => counted.entry(*requests),
+            Self::Note(entry) => entry.clone(),
         }
     }
 }

@@ -149,7 +149,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         path: "/api/dead-letters/{dead_letter_id}/replay",
         scope: Scope::Operate,
         summary: "Publish a dead letter again",
-        about: "Mend the cause first. The action keeps its id, so it takes effect once, however often it is replayed. 200: \
+        about: "Remove the cause of the failure first. The action keeps its id, so it takes effect once, however often it is replayed. 200: \
                 RabbitMQ confirmed it. With `wait=durable` the answer waits until PostgreSQL has the message or the action has \
                 failed again, at most 10 s (VERBATIM_DURABLE_WAIT). 409: the dead letter is not open. `verbatim dead-letters \
                 replay` replays many, in growing batches.",

@@ -355,8 +355,9 @@ fn http_status(status: StatusCode) -> HttpStatus {
     match status.as_u16() {
         ..400 => HttpStatus::Succeeded,
         429 => HttpStatus::RateLimited,
-        401 | 403 => HttpStatus::Refused,
-        400..500 => HttpStatus::Invalid,
+        // 501: the operator of the API has not set up the endpoint, so it is no failure.
+        401 | 403 | 501 => HttpStatus::Refused,
+        400..=499 => HttpStatus::Invalid,
         503 => HttpStatus::Unavailable,
         _ => HttpStatus::Failed,
     }

@@ -29,7 +29,7 @@ CREATE TABLE audit_checkpoints (
 CREATE FUNCTION verbatim_audit_value(value text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$ SELECT coalesce(octet_length(value) || ':' || value, '-') $$;
 
--- The hash of an entry after the entry with this hash. `audit_chain.rs` computes the same.
+-- The hash of an entry after the entry with this hash. `audit/chain.rs` computes the same.
 CREATE FUNCTION verbatim_audit_hash(previous bytea, entry audit_log) RETURNS bytea
 LANGUAGE sql STABLE AS $$
     SELECT sha256(previous || convert_to(

@@ -43,7 +43,7 @@ pub struct PresentedKey {
 pub struct SignedRequest<'a> {
     /// The id of the key.
     pub key: &'a str,
-    /// What the request is told apart by.
+    /// No other request of the key has it.
     pub nonce: &'a str,
     /// What was signed.
     pub text: String,
@@ -146,7 +146,7 @@ impl ApiDatabase {
         .bind(&request.text)
         .bind(request.signature.as_slice())
         .bind(request.keep_nonce.as_secs_f64());
-        let Some(row) = self.database.rows(query).await?.pop() else { return Ok(None) };
+        let Some(row) = self.of_no_tenant().rows(query).await?.pop() else { return Ok(None) };
         Ok(Some((PresentedKey::from_row(&row)?, row.try_get("is_first")?)))
     }
 
@@ -169,5 +169,43 @@ impl ApiDatabase {
             .bind(used.iter().map(|(id, _)| *id).collect::<Vec<_>>())
             .bind(used.iter().map(|(_, at)| *at).collect::<Vec<_>>());
         self.database.execute(query).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::TestEnv;
+
+    use super::*;
+    use crate::{ApiRole, ApiRoleKind};
+
+    #[tokio::test]
+    async fn a_commit_of_the_api_is_durable_where_the_server_would_not_wait_for_it() {
+        let env = TestEnv::new().await;
+        let settings = |url: &str| Settings {
+            url: url.to_owned(),
+            application: "test".to_owned(),
+            connections: 2,
+            time_out: Duration::from_secs(10),
+            lock_time_out: Duration::from_secs(1),
+        };
+        let owner = Database::open(&settings(&env.database_url)).unwrap();
+        owner.migrate(|| {}).await.unwrap();
+        let (kind, name) = (ApiRoleKind::Tenants, env.api_role());
+        let role = ApiRole { kind, name, password: Some("s3cret".to_owned()) };
+        let key = TenantKey::new([1; 32]);
+        owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
+        let (_, address) = env.database_url.rsplit_once('@').unwrap();
+        let url = format!("postgres://{}:s3cret@{address}", role.name);
+        for (server, expected) in
+            [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+        {
+            let set = format!("ALTER DATABASE {} SET synchronous_commit = {server}", env.name);
+            env.psql(&set).await.unwrap();
+            let api = ApiDatabase::open(&settings(&url), key.clone()).unwrap();
+            let query = sqlx::query_as("SELECT current_setting('synchronous_commit')");
+            let (seen,): (String,) = api.of_no_tenant().value(query).await.unwrap();
+            assert_eq!(seen, expected);
+        }
     }
 }

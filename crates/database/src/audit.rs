@@ -24,6 +24,12 @@ pub use self::verify::{AuditFinding, AuditReport};
 use crate::rows::from_row;
 use crate::{Database, Result};
 
+/// The action of an entry about a conversation that was read.
+pub const CONVERSATION_READ: &str = "conversation.read";
+
+/// The action of an entry about a dead letter that was read.
+pub const DEAD_LETTER_READ: &str = "dead_letter.read";
+
 /// Who changes something, and in which run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
@@ -104,16 +110,18 @@ impl Database {
         Ok(())
     }
 
-    /// The entries about these subjects: the last `limit`, oldest first.
+    /// The changes of these subjects: the last `limit` entries, oldest first. Reads are left out: there may be many.
     pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
         let query = sqlx::query_as(
             "SELECT * FROM (SELECT * FROM audit_log
                             WHERE md5(subject) = ANY (ARRAY (SELECT md5(unnest($1)))) AND subject = ANY ($1)
+                              AND action <> ALL ($3)
                             ORDER BY id DESC LIMIT $2) AS newest
              ORDER BY id",
         )
         .bind(subjects)
-        .bind(i64::from(limit));
+        .bind(i64::from(limit))
+        .bind([CONVERSATION_READ, DEAD_LETTER_READ]);
         self.values(query).await
     }
 

@@ -288,12 +288,16 @@ impl Database {
     }
 }
 
-/// Names the tenant whose rows this transaction may see, the chain of its audit entries, and the time limits of its statements. All end with it, so that
+/// Names the tenant whose rows this transaction may see, the chain of its audit entries, and the time limits of its
+/// statements. A commit that PostgreSQL would report before it is durable is made durable: entries of the audit log and
+/// nonces depend on it. All end with it, so that
 /// another transaction on this connection, of this process or behind a pooler of another one, has nothing of it.
 async fn name_tenant(connection: &mut PgConnection, signed: &str, limits: Limits) -> Result<()> {
     let query =
         "SELECT set_config('verbatim.tenant', $1, true), set_config('statement_timeout', $2, true),
-                        set_config('lock_timeout', $3, true), set_config('verbatim.audit_chain', $4, true)";
+                        set_config('lock_timeout', $3, true), set_config('verbatim.audit_chain', $4, true),
+                        CASE current_setting('synchronous_commit')
+                             WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END";
     let milliseconds = |limit: Duration| format!("{}ms", limit.as_millis());
     sqlx::query(query)
         .bind(signed)

@@ -58,8 +58,8 @@ pub use api_database::{ApiDatabase, PresentedKey, SignedRequest};
 pub use api_keys::{ApiKeyView, EVERY_TENANT, NewApiKey};
 pub use api_role::{ApiRole, ApiRoleChange, ApiRoleKind};
 pub use audit::{
-    Actor, AuditEntry, AuditFilter, AuditFinding, AuditReport, CHECKPOINT_EVERY, Checkpoint,
-    NewAuditEntry,
+    Actor, AuditEntry, AuditFilter, AuditFinding, AuditReport, CHECKPOINT_EVERY, CONVERSATION_READ,
+    Checkpoint, DEAD_LETTER_READ, NewAuditEntry,
 };
 pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::Database;

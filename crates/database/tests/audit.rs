@@ -212,7 +212,7 @@ async fn a_changed_a_removed_and_a_moved_entry_are_found() {
 }
 
 #[tokio::test]
-async fn whoever_computes_all_hashes_anew_is_found_by_a_checkpoint_that_was_kept_outside() {
+async fn whoever_computes_all_hashes_again_is_found_by_a_checkpoint_that_was_kept_outside() {
     let log = Log::new().await;
     log.fill().await;
     let kept = log.owner.checkpoint_audit().await.unwrap().unwrap();

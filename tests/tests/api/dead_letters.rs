@@ -116,7 +116,7 @@ fn path_of(dead_letter: &Value, what: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_dead_letter_is_replayed_when_its_cause_is_mended_and_takes_effect_once() {
+async fn a_dead_letter_is_replayed_when_its_cause_is_removed_and_takes_effect_once() {
     let (scenario, api) = started().await;
     let _workers = [SAVER, COLLECTOR].map(|worker| scenario.launch(worker, &[]));
     let (acme, globex) =
@@ -130,7 +130,7 @@ async fn a_dead_letter_is_replayed_when_its_cause_is_mended_and_takes_effect_onc
         let reason = json!({ "reason": "mine" });
         with_status(&api.post(&globex, &path_of(&own, what), &[], &reason).await, 404);
     }
-    // Not mended: it fails again, and the answer says as what.
+    // Its cause is still there: it fails again, and the answer says as what.
     let again = api.post(&acme, &path_of(&own, "/replay?wait=durable"), &[], &Value::Null).await;
     with_status(&again, 200);
     let again: Value = serde_json::from_str(&again.body).unwrap();

@@ -1,7 +1,9 @@
 //! Conversations: statistics of a tenant, lists, transcripts.
 
 use chrono::{Days, NaiveDate, Utc};
-use database::{PageFilter, PagePosition, ReadingOrder, TotalsRequest, TranscriptRequest};
+use database::{
+    CONVERSATION_READ, PageFilter, PagePosition, ReadingOrder, TotalsRequest, TranscriptRequest,
+};
 use domain::ids::{ConversationKey, MessageId};
 use domain::message::Position;
 use domain::time::Timestamp;
@@ -127,7 +129,7 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
             .cursor(&call.api.secrets, scope)
     });
     let audited = Audited::Entry {
-        action: "conversation.read",
+        action: CONVERSATION_READ,
         tenant: Some(tenant.clone()),
         subject: id.clone(),
         detail: json!({ "messages": page.messages.len() }),

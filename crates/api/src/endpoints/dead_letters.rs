@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use access::TenantOfCaller;
 use database::{
-    Actor, DeadLetterDetail, DeadLetterPageFilter, DeadLetterPosition, DeadLetterStatus, Selection,
+    Actor, DEAD_LETTER_READ, DeadLetterDetail, DeadLetterPageFilter, DeadLetterPosition,
+    DeadLetterStatus, Selection,
 };
 use dead_letters::{
     DeadLetterValidator, DeadLetters, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
@@ -69,7 +70,7 @@ pub(crate) async fn show(mut call: Call) -> Result<Answer, Problem> {
     let named = Named::of(&mut call)?;
     let (_, detail) = found(&call, &named).await?;
     let audited = Audited::Entry {
-        action: "dead_letter.read",
+        action: DEAD_LETTER_READ,
         tenant: tenant_of(&detail),
         subject: named.id.to_string(),
         detail: json!({}),

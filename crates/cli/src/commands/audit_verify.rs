@@ -20,7 +20,7 @@ Examples:
   verbatim audit verify --checkpoint 1204:9f0c… --checkpoint 88:41ab…
   verbatim audit verify --json | jq -r .last_checkpoint
 
-Whoever owns the tables can compute all hashes anew. So keep a checkpoint elsewhere, such as in
+Whoever owns the tables can compute all hashes again. So keep a checkpoint elsewhere, such as in
 the logs of the workers or in the output of this command, and give it with --checkpoint later.
 
 Exit codes: 0 nothing was found; 1 something was found; 3 PostgreSQL is unreachable.")]

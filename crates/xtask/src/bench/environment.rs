@@ -106,12 +106,13 @@ impl Environment {
         self.server(Kind::PostgreSql).psql("postgres", sql).await
     }
 
-    /// Deletes all data in PostgreSQL and Redis. The queue is empty after a drain.
+    /// Deletes all data in PostgreSQL and Redis, but for API keys and the audit log. The queue is empty after a drain.
     pub(crate) async fn clear(&self) -> Result<()> {
         self.sql(
             "DO $$ BEGIN EXECUTE (
                  SELECT 'TRUNCATE ' || string_agg(quote_ident(tablename), ', ') FROM pg_tables
-                 WHERE schemaname = 'public' AND tablename NOT IN ('hot_epoch', '_sqlx_migrations'));
+                 WHERE schemaname = 'public' AND tablename NOT IN ('hot_epoch', '_sqlx_migrations')
+                   AND tablename NOT LIKE 'api\\_%' AND tablename NOT LIKE 'audit\\_%');
              END $$",
         )
         .await?;
