@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -73,5 +73,63 @@ impl Response {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(it, _)| it == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A connection that stays open from one request to the next, as programs keep it.
+#[derive(Debug)]
+pub struct Connection {
+    address: SocketAddr,
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When nothing listens there.
+    pub async fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address).await.with_context(|| address.to_string())?;
+        stream.set_nodelay(true)?;
+        Ok(Self { address, stream: BufReader::new(stream) })
+    }
+
+    /// Gets a path. The response must have a `content-length`.
+    ///
+    /// # Errors
+    /// When there is no response, or the server closed the connection. Every status counts as a response.
+    pub async fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
+        let mut request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
+        for (name, value) in headers {
+            write!(request, "{name}: {value}\r\n")?;
+        }
+        request.push_str("\r\n");
+        let exchange = async {
+            self.stream.write_all(request.as_bytes()).await?;
+            self.response().await
+        };
+        let response = timeout(LIMIT, exchange).await;
+        let response = response.with_context(|| format!("{path}: no response within {LIMIT:?}"))?;
+        response.with_context(|| format!("GET {path}"))
+    }
+
+    async fn response(&mut self) -> Result<Response> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).await?;
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.with_context(|| format!("the response is not HTTP: {line:?}"))?;
+        let mut headers = Vec::new();
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line).await?;
+            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            headers.push((name.to_lowercase(), value.trim().to_owned()));
+        }
+        let mut response = Response { status, headers, body: String::new() };
+        let length = response.header("content-length").unwrap_or("0").parse()?;
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).await?;
+        response.body = String::from_utf8(body)?;
+        Ok(response)
     }
 }

@@ -13,9 +13,12 @@
 //! | [`instructions`] | instructions per message, which other processes on the machine do not affect |
 //! | [`timeline`] | when each message of a steady load was confirmed, durable and hot |
 //! | [`containers`] | what `docker-compose.yml` sets for the processes |
-//! | [`save`], [`latency`], [`close`], [`scale`], [`start`], [`memory`] | the benchmarks |
+//! | [`archive`] | a large archive, written with SQL |
+//! | [`api`], [`save`], [`latency`], [`close`], [`scale`], [`start`], [`memory`] | the benchmarks |
 //! | [`report`] | medians, ratios, tables and JSON |
 
+mod api;
+mod archive;
 mod close;
 mod containers;
 mod drain;
@@ -47,6 +50,8 @@ pub(crate) enum Bench {
     Scale(scale::Options),
     /// Time from the start of a worker to its first saved message; sizes of the binaries
     Start(start::Options),
+    /// Times of requests to the API on a large archive, while the fleet saves
+    Api(api::Options),
     /// Peak memory of every worker: idle, with small, large and the largest bodies, with large headers
     Memory(memory::Options),
 }
@@ -58,6 +63,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
         Bench::Close(options) => close::run(options).await,
         Bench::Scale(options) => scale::run(options).await,
         Bench::Start(options) => start::run(options).await,
+        Bench::Api(options) => api::run(options).await,
         Bench::Memory(options) => memory::run(options).await,
     }
 }

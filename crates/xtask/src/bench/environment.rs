@@ -12,6 +12,7 @@ use testkit::process::Process;
 use testkit::servers::{Durability, Kind, Server, Servers};
 use testkit::wait::until;
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::usage::cpu_of_tree;
 use crate::{cargo, packages, say};
@@ -70,6 +71,21 @@ impl Environment {
     /// [`Self::open`] with a Redis Cluster of three masters instead of a single Redis.
     pub(crate) async fn open_with_cluster() -> Result<Self> {
         Self::with(Kind::RedisCluster).await
+    }
+
+    /// [`Self::open`], with the roles of the API.
+    pub(crate) async fn open_with_api() -> Result<Self> {
+        let environment = Self::open().await?;
+        let url = environment.server(Kind::PostgreSql).url();
+        let (_, address) = url.rsplit_once('@').context("the PostgreSQL URL has no user")?;
+        let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+        let fleet = environment
+            .fleet
+            .with("API_SECRET", secret)
+            .with("API_DATABASE_URL", format!("postgres://verbatim_api:private@{address}"));
+        let environment = Self { fleet, ..environment };
+        environment.command("verbatim", &["setup"]).await?;
+        Ok(environment)
     }
 
     async fn with(redis: Kind) -> Result<Self> {
