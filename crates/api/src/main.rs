@@ -23,6 +23,7 @@ mod problem;
 mod rates;
 mod settings;
 mod stream;
+mod tls;
 mod views;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ use tokio::net::TcpListener;
 
 use crate::api::Api;
 use crate::settings::Settings;
+use crate::tls::Tls;
 
 fn main() -> ExitCode {
     service::run(fleet::CONVERSATION_API, build)
@@ -49,6 +51,11 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         format!("cannot listen on {} (VERBATIM_API_LISTEN)", settings.api_listen)
     })?;
     settings.check()?;
+    let tls = match settings.tls()? {
+        Some(files) => Some(Arc::new(Tls::open(&service, files).await?)),
+        None => None,
+    };
+    let reload = settings.api_tls_reload;
     let server = ApiDatabaseServer::of_service(&service, &settings.access, settings.database())?;
     server.watch(&service);
     server.wait_until_verified().await?;
@@ -61,14 +68,17 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let endpoints = Broker::of_process(&settings.amqp, service.process())?.endpoints;
     let api = Arc::new(Api::new(&service, settings, server, authenticator, &endpoints));
-    if !address.ip().is_loopback() {
-        tracing::warn!(
-            "the API listens on {address} without TLS: put a proxy with TLS before it, or set VERBATIM_API_LISTEN to a \
-             loopback address"
-        );
+    match &tls {
+        Some(tls) => tls.watch(&service, reload),
+        None if address.ip().is_loopback() => {}
+        None => tracing::warn!(
+            "the API listens on {address} without TLS: set VERBATIM_API_TLS_CERTIFICATE and VERBATIM_API_TLS_KEY, put a \
+             proxy with TLS before it, or set VERBATIM_API_LISTEN to a loopback address"
+        ),
     }
-    tracing::info!(%address, "serving the API on http://{address}");
-    connections::serve(&service, listener, api);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    tracing::info!(%address, "serving the API on {scheme}://{address}");
+    connections::serve(&service, listener, api, tls);
     Ok(())
 }
 

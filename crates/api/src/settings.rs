@@ -13,6 +13,8 @@ use service::settings::{
 };
 use stores::ApiLimits;
 
+use crate::tls::TlsFiles;
+
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Settings {
     #[command(flatten)]
@@ -48,12 +50,26 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "PATH", help_heading = "HTTP")]
     pub(crate) api_listen_file: Option<PathBuf>,
 
+    /// Certificate of the API, in PEM: that of the server first, then those of the authorities between it and the root. With
+    /// it the API speaks TLS. The file is read again while the process runs
+    #[arg(long, value_name = "PATH", help_heading = "HTTP")]
+    pub(crate) api_tls_certificate: Option<PathBuf>,
+
+    /// Private key of that certificate, in PEM without a passphrase
+    #[arg(long, value_name = "PATH", help_heading = "HTTP")]
+    pub(crate) api_tls_key: Option<PathBuf>,
+
+    /// How often certificate and key are read again
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "HTTP")]
+    pub(crate) api_tls_reload: Duration,
+
     /// Maximum number of connections. Further ones wait until one ends
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     #[arg(value_name = "NUMBER", help_heading = "HTTP")]
     pub(crate) max_http_connections: u32,
 
-    /// How long a client may take to send the headers of a request, how long it may read nothing of an answer, and how
+    /// How long a client may take for the TLS handshake and to send the headers of a request, how long it may read nothing of an answer, and how
     /// long a connection stays open between two requests
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
     #[arg(help_heading = "HTTP")]
@@ -161,6 +177,23 @@ impl Settings {
             PUBLISHING.as_secs()
         );
         Ok(())
+    }
+
+    /// The files for TLS; `None`: the API speaks HTTP without TLS.
+    ///
+    /// # Errors
+    /// Only one of them is set.
+    pub(crate) fn tls(&self) -> anyhow::Result<Option<TlsFiles>> {
+        let missing = match (&self.api_tls_certificate, &self.api_tls_key) {
+            (None, None) => return Ok(None),
+            (Some(certificate), Some(key)) => {
+                let (certificate, key) = (certificate.clone(), key.clone());
+                return Ok(Some(TlsFiles { certificate, key }));
+            }
+            (Some(_), None) => ("VERBATIM_API_TLS_CERTIFICATE", "VERBATIM_API_TLS_KEY"),
+            (None, Some(_)) => ("VERBATIM_API_TLS_KEY", "VERBATIM_API_TLS_CERTIFICATE"),
+        };
+        anyhow::bail!("{} is set, but {} is not: set both, or neither", missing.0, missing.1)
     }
 
     pub(crate) fn database(&self) -> ApiLimits {

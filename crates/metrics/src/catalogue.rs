@@ -163,6 +163,8 @@ catalogue! {
         /// When this process last refreshed the statistics, as a Unix time. It does so every
         /// `VERBATIM_STATISTICS_INTERVAL`, also when nothing is stale.
         StatisticsRefreshedAt = "verbatim_statistics_refreshed_timestamp_seconds" in "seconds";
+        /// When the certificate that the conversation-api serves expires, as a Unix time. Absent without TLS.
+        TlsCertificateExpires = "verbatim_tls_certificate_expires_timestamp_seconds" in "seconds";
         /// 1 while the readiness check passes, else 0; `/readyz` gives the reason. The checks are the servers,
         /// the queues that the process consumes, and `process`: it has started and is not stopping.
         Ready { check: &'static str } = "verbatim_ready" in "0 or 1";

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -42,18 +42,34 @@ pub async fn request(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Result<Response> {
+    let connect = async || Ok(TcpStream::connect(address).await?);
+    request_over(connect, address, method, path, headers, body).await
+}
+
+/// Sends a request over a connection of one's own, such as one with TLS.
+///
+/// # Errors
+/// As [`request`]; also when it cannot connect.
+pub async fn request_over<S: AsyncRead + AsyncWrite + Unpin>(
+    connect: impl AsyncFnOnce() -> Result<S>,
+    host: impl std::fmt::Display,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<Response> {
     // HTTP/1.0: the response is not chunked, and ends with the connection.
-    let mut request = format!("{method} {path} HTTP/1.0\r\nhost: {address}\r\n");
+    let mut request = format!("{method} {path} HTTP/1.0\r\nhost: {host}\r\n");
     for (name, value) in headers {
         write!(request, "{name}: {value}\r\n")?;
     }
     write!(request, "content-length: {}\r\n\r\n{body}", body.len())?;
     let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
+        let mut stream = connect().await?;
         stream.write_all(request.as_bytes()).await?;
         let mut response = String::new();
         stream.read_to_string(&mut response).await?;
-        std::io::Result::Ok(response)
+        anyhow::Ok(response)
     };
     let response = timeout(LIMIT, exchange)
         .await

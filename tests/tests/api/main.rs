@@ -11,6 +11,7 @@ mod publishing;
 mod reading;
 mod refusing;
 mod signatures;
+mod tls;
 
 use serde_json::Value;
 use system_tests::{ApiServer, Scenario};
