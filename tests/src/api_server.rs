@@ -66,21 +66,13 @@ impl ApiServer {
         database_url: &str,
         settings: &[(&str, &str)],
     ) -> Worker {
-        let (_, name) = scenario.database_url.rsplit_once('/').expect("a database");
-        let role = |kind, suffix: &str| ApiRole {
-            kind,
-            name: format!("{name}_{suffix}"),
-            password: Some("s3cret".to_owned()),
-        };
-        let roles = [role(ApiRoleKind::Tenants, "api"), role(ApiRoleKind::Operators, "operator")];
+        let roles = ROLES.map(|kind| role(kind, scenario));
         let keys = Secrets::new([SECRET]).expect("one").tenant_keys();
         let owner = database(&scenario.database_url);
         for role in &roles {
             owner.set_up_api_role(role, &keys).await.expect("the role");
         }
-        let (_, address) = database_url.rsplit_once('@').expect("a user");
-        let [url, operator_url] =
-            roles.map(|it| format!("postgres://{}:s3cret@{address}", it.name));
+        let [url, operator_url] = roles.map(|role| url_of(&role, database_url));
         let own = [
             ("API_DATABASE_URL", url.as_str()),
             ("API_OPERATOR_DATABASE_URL", operator_url.as_str()),
@@ -88,6 +80,12 @@ impl ApiServer {
             ("VERBATIM_API_LISTEN", "127.0.0.1:0"),
         ];
         scenario.launch("conversation-api", &[&own, settings].concat())
+    }
+
+    /// PostgreSQL with the role of the API, which the first replica has set up.
+    #[must_use]
+    pub fn database_url(scenario: &Scenario) -> String {
+        url_of(&role(ApiRoleKind::Tenants, scenario), &scenario.database_url)
     }
 
     /// A new key of a tenant, with these scopes.
@@ -192,6 +190,23 @@ impl ApiServer {
         assert_eq!(response.status, 200, "{path}: {response:?}");
         serde_json::from_str(&response.body).expect("JSON")
     }
+}
+
+/// The roles of the API.
+const ROLES: [ApiRoleKind; 2] = [ApiRoleKind::Tenants, ApiRoleKind::Operators];
+
+fn role(kind: ApiRoleKind, scenario: &Scenario) -> ApiRole {
+    let (_, name) = scenario.database_url.rsplit_once('/').expect("a database");
+    let suffix = match kind {
+        ApiRoleKind::Tenants => "api",
+        ApiRoleKind::Operators => "operator",
+    };
+    ApiRole { kind, name: format!("{name}_{suffix}"), password: Some("s3cret".to_owned()) }
+}
+
+fn url_of(role: &ApiRole, database_url: &str) -> String {
+    let (_, address) = database_url.rsplit_once('@').expect("a user");
+    format!("postgres://{}:s3cret@{address}", role.name)
 }
 
 fn actor() -> Actor {

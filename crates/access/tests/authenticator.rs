@@ -14,6 +14,7 @@ use access::{
 use chrono::DateTime;
 use database::{
     Actor, ApiDatabase, ApiRole, ApiRoleKind, Database, EVERY_TENANT, NewApiKey, Settings,
+    Statements,
 };
 use domain::clock::Clock;
 use domain::time::Timestamp;
@@ -58,7 +59,9 @@ impl Fixture {
             self.proxy.port()
         );
         let settings = settings(&url, Duration::from_secs(2));
-        let database = ApiDatabase::open(&settings, self.secrets.signing_tenant_key()).unwrap();
+        let database =
+            ApiDatabase::open(&settings, self.secrets.signing_tenant_key(), Statements::Prepared)
+                .unwrap();
         let micros = Arc::clone(&self.micros);
         let clock =
             Clock::new(move || Timestamp::from_micros(micros.load(Ordering::Relaxed)).unwrap());

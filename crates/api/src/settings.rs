@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use access::{AnomalySettings, AuthenticatorSettings};
 use axum::http::HeaderValue;
+use database::Statements;
 use ipnet::IpNet;
 use service::settings::{
     AmqpSettings, AmqpUserSettings, ApiAccessSettings, bytes, duration, positive_duration,
@@ -14,6 +15,15 @@ use service::settings::{
 use stores::ApiLimits;
 
 use crate::tls::TlsFiles;
+
+/// What is between the API and PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Pooler {
+    /// Nothing, or a pooler in session mode, or one that knows prepared statements
+    None,
+    /// A pooler that gives each transaction any of its connections
+    Transaction,
+}
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Settings {
@@ -36,6 +46,11 @@ pub(crate) struct Settings {
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = positive_duration)]
     #[arg(help_heading = "Servers")]
     pub(crate) api_database_timeout: Duration,
+
+    /// Pooler to which API_DATABASE_URL leads. With `transaction`, which PgBouncer in transaction mode needs, no statement is
+    /// prepared under a name: it takes about twice as long
+    #[arg(long, default_value = "none", value_name = "POOLER", help_heading = "Servers")]
+    pub(crate) api_database_pooler: Pooler,
 
     /// Address of the API. By default only programs on this host reach it
     #[arg(
@@ -200,6 +215,10 @@ impl Settings {
         ApiLimits {
             connections: self.api_database_connections,
             time_out: self.api_database_timeout,
+            statements: match self.api_database_pooler {
+                Pooler::None => Statements::Prepared,
+                Pooler::Transaction => Statements::Unnamed,
+            },
         }
     }
 

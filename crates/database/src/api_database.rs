@@ -10,7 +10,9 @@ use domain::ids::TenantId;
 use sqlx::{FromRow, Row as _};
 
 use crate::api_role::{self, ApiRoleKind};
-use crate::{Database, NewAuditEntry, Result, SchemaError, Settings, TenantKey};
+use crate::{
+    Database, NewAuditEntry, Result, SchemaError, Settings, Statements, TenantKey, pooler,
+};
 
 /// The connections of the role of the API. Cheap to clone.
 #[derive(Clone)]
@@ -58,8 +60,8 @@ impl ApiDatabase {
     ///
     /// # Errors
     /// The URL cannot be parsed.
-    pub fn open(settings: &Settings, key: TenantKey) -> Result<Self> {
-        Ok(Self { database: Database::open_as_role(settings)?, key })
+    pub fn open(settings: &Settings, key: TenantKey, statements: Statements) -> Result<Self> {
+        Ok(Self { database: Database::open_as_role(settings, statements)?, key })
     }
 
     /// The rows of this tenant.
@@ -86,12 +88,15 @@ impl ApiDatabase {
         Ok(())
     }
 
-    /// Fails if the schema is missing or too old, or if the role may read or change more or less than it must, or if
-    /// PostgreSQL does not accept the signature of a tenant.
+    /// Fails if the schema is missing or too old, if a pooler would mix up statements, if the role may read or change more or
+    /// less than it must, or if PostgreSQL does not accept the signature of a tenant.
     ///
     /// # Errors
     /// One of these, with its remedy; or PostgreSQL failed.
     pub async fn verify(&self) -> Result<(), SchemaError> {
+        if self.database.keeps_statements() && pooler::is_found(&self.database).await? {
+            return Err(SchemaError::Pooler(ApiRoleKind::Tenants.setting()));
+        }
         api_role::verify(&self.database, ApiRoleKind::Tenants).await?;
         self.of_no_tenant().verify_signature().await
     }
@@ -202,7 +207,8 @@ mod tests {
         {
             let set = format!("ALTER DATABASE {} SET synchronous_commit = {server}", env.name);
             env.psql(&set).await.unwrap();
-            let api = ApiDatabase::open(&settings(&url), key.clone()).unwrap();
+            let api =
+                ApiDatabase::open(&settings(&url), key.clone(), Statements::Prepared).unwrap();
             let query = sqlx::query_as("SELECT current_setting('synchronous_commit')");
             let (seen,): (String,) = api.of_no_tenant().value(query).await.unwrap();
             assert_eq!(seen, expected);

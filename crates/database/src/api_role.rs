@@ -360,7 +360,8 @@ pub(crate) async fn verify(database: &Database, kind: ApiRoleKind) -> Result<(),
     )
     .bind(rights.of_relations())
     .bind(OF_NO_TENANT.as_slice())
-    .bind(rights.callable);
+    .bind(rights.callable)
+    .persistent(database.keeps_statements());
     let faults: Vec<String> =
         database.statement(async |connection| Ok(query.fetch_all(connection).await?)).await?;
     match faults.is_empty() {

@@ -9,7 +9,9 @@ use sqlx::query::{Query, QueryAs};
 use sqlx::{Connection as _, FromRow, Postgres};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection_settings::{self, AUDIT_CHAIN, Limits, SessionSettings, Settings};
+use crate::connection_settings::{
+    self, AUDIT_CHAIN, Limits, SessionSettings, Settings, Statements,
+};
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::sequences::{self, AdvancedSequence};
@@ -39,9 +41,10 @@ impl Database {
     }
 
     /// As [`Self::open`], for the role of the conversation-api. It sees no rows before [`Self::of_tenant`].
-    pub(crate) fn open_as_role(settings: &Settings) -> Result<Self> {
+    pub(crate) fn open_as_role(settings: &Settings, statements: Statements) -> Result<Self> {
         let options = connection_settings::options_of_role(settings)?;
-        Ok(Self::of(settings, Pool::new(options, SessionSettings::OfTheRole, settings.connections)))
+        let session_settings = SessionSettings::OfTheRole(statements);
+        Ok(Self::of(settings, Pool::new(options, session_settings, settings.connections)))
     }
 
     fn of(settings: &Settings, pool: Pool) -> Self {
@@ -131,11 +134,18 @@ impl Database {
         host.map(|host| (host.trim_matches(['[', ']']), options.get_port()))
     }
 
+    /// Whether connections keep statements under a name; the argument of sqlx's `persistent` for each statement that the
+    /// conversation-api executes.
+    pub(crate) fn keeps_statements(&self) -> bool {
+        self.pool.statements() == Statements::Prepared
+    }
+
     /// Runs one statement; returns its rows.
     pub(crate) fn rows(
         &self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> impl Future<Output = Result<Vec<PgRow>>> {
+        let query = query.persistent(self.keeps_statements());
         self.statement(async |connection| Ok(query.fetch_all(connection).await?))
     }
 
@@ -147,6 +157,7 @@ impl Database {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
+        let query = query.persistent(self.keeps_statements());
         self.statement(async |connection| Ok(query.fetch_all(connection).await?))
     }
 
@@ -158,6 +169,7 @@ impl Database {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
+        let query = query.persistent(self.keeps_statements());
         self.statement(async |connection| Ok(query.fetch_one(connection).await?))
     }
 
@@ -166,17 +178,19 @@ impl Database {
         &self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> impl Future<Output = Result<u64>> {
+        let query = query.persistent(self.keeps_statements());
         self.statement(async |connection| Ok(query.execute(connection).await?.rows_affected()))
     }
 
-    /// Runs work of one statement: one transaction. For a tenant the transaction begins with its name.
+    /// Runs work of one statement: one transaction. For a tenant the transaction begins with its name; an unnamed statement
+    /// is parsed and executed in two round trips, which only a transaction keeps on one connection of a pooler.
     pub(crate) async fn statement<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
-        match self.tenant {
-            Some(_) => self.in_transaction(work).await,
-            None => self.within(work).await,
+        match self.tenant.is_some() || !self.keeps_statements() {
+            true => self.in_transaction(work).await,
+            false => self.within(work).await,
         }
     }
 
@@ -225,13 +239,35 @@ impl Database {
         self.within(async |connection| {
             let mut transaction = connection.begin_with(begin).await?;
             if let Some(tenant) = &self.tenant {
-                name_tenant(&mut transaction, tenant, self.limits).await?;
+                self.name_tenant(&mut transaction, tenant).await?;
             }
             let done = work(&mut transaction).await?;
             transaction.commit().await?;
             Ok(done)
         })
         .await
+    }
+
+    /// Names the tenant whose rows this transaction may see, the chain of its audit entries, and the time limits of its
+    /// statements. A commit that PostgreSQL would report before it is durable is made durable: entries of the audit log and
+    /// nonces depend on it. All of this ends with the transaction, so that another one on this connection, of this process or
+    /// behind a pooler of another one, has nothing of it.
+    async fn name_tenant(&self, connection: &mut PgConnection, signed: &str) -> Result<()> {
+        let query =
+            "SELECT set_config('verbatim.tenant', $1, true), set_config('statement_timeout', $2, true),
+                    set_config('lock_timeout', $3, true), set_config('verbatim.audit_chain', $4, true),
+                    CASE current_setting('synchronous_commit')
+                         WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END";
+        let milliseconds = |limit: Duration| format!("{}ms", limit.as_millis());
+        sqlx::query(query)
+            .bind(signed)
+            .bind(milliseconds(self.limits.time_out))
+            .bind(milliseconds(self.limits.lock_time_out))
+            .bind(AUDIT_CHAIN.to_string())
+            .persistent(self.keeps_statements())
+            .execute(connection)
+            .await?;
+        Ok(())
     }
 
     /// Advances the sequences that lag behind their tables; returns them. Repeating it has no further effect.
@@ -286,27 +322,6 @@ impl Database {
             }
         }
     }
-}
-
-/// Names the tenant whose rows this transaction may see, the chain of its audit entries, and the time limits of its
-/// statements. A commit that PostgreSQL would report before it is durable is made durable: entries of the audit log and
-/// nonces depend on it. All end with it, so that
-/// another transaction on this connection, of this process or behind a pooler of another one, has nothing of it.
-async fn name_tenant(connection: &mut PgConnection, signed: &str, limits: Limits) -> Result<()> {
-    let query =
-        "SELECT set_config('verbatim.tenant', $1, true), set_config('statement_timeout', $2, true),
-                        set_config('lock_timeout', $3, true), set_config('verbatim.audit_chain', $4, true),
-                        CASE current_setting('synchronous_commit')
-                             WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END";
-    let milliseconds = |limit: Duration| format!("{}ms", limit.as_millis());
-    sqlx::query(query)
-        .bind(signed)
-        .bind(milliseconds(limits.time_out))
-        .bind(milliseconds(limits.lock_time_out))
-        .bind(AUDIT_CHAIN.to_string())
-        .execute(connection)
-        .await?;
-    Ok(())
 }
 
 /// The error of a server that refuses writes; its class is unavailable.

@@ -43,7 +43,18 @@ pub(crate) enum SessionSettings {
     OfTheConnection,
     /// Settings of the role (`ALTER ROLE … SET`, `api_role.rs`), and time limits that each transaction sets: a pooler in
     /// transaction mode, such as PgBouncer, refuses or drops start-up options.
-    OfTheRole,
+    OfTheRole(Statements),
+}
+
+/// How the conversation-api sends its statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statements {
+    /// Each connection prepares a statement once, under a name, and executes it by that name from then on. Behind a pooler
+    /// in transaction mode that does not know these names, the name may belong to a statement of another client.
+    Prepared,
+    /// A statement has no name, and belongs to the transaction in which it is executed. So transactions of a client may be
+    /// executed on any connection of a pooler. PostgreSQL plans each statement again, and each costs one more round trip.
+    Unnamed,
 }
 
 /// The time limits of a statement. PostgreSQL enforces them, so an error says that the statement was too slow, and not

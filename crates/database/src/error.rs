@@ -92,6 +92,12 @@ pub enum SchemaError {
         /// What it may do and must not, or may not do and must.
         faults: String,
     },
+    /// Prepared statements are to be used behind a pooler that mixes them up.
+    #[error(
+        "{0} leads to a pooler in transaction mode, which would execute prepared statements of other clients; \
+         set VERBATIM_API_DATABASE_POOLER=transaction"
+    )]
+    Pooler(&'static str),
     /// PostgreSQL refuses the signature of a tenant.
     #[error(
         "API_SECRET is not the one with which `verbatim setup` ran last; run `verbatim setup` with this API_SECRET"

@@ -31,6 +31,7 @@ mod operator_database;
 #[cfg(test)]
 mod plans;
 mod pool;
+mod pooler;
 mod postgresql_identity;
 mod reopened;
 mod rows;
@@ -63,7 +64,7 @@ pub use audit::{
 };
 pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::Database;
-pub use connection_settings::{Limits, Settings};
+pub use connection_settings::{Limits, Settings, Statements};
 pub use conversation_pages::{
     ConversationPage, ConversationSummary, PageFilter, PagePosition, WALK,
 };

@@ -5,7 +5,7 @@
 use domain::ids::TenantId;
 
 use crate::api_role::{self, ApiRoleKind};
-use crate::{Database, Result, SchemaError, Settings, TenantKey};
+use crate::{Database, Result, SchemaError, Settings, Statements, TenantKey, pooler};
 
 /// The connections of the role of the API for operators. Cheap to clone.
 #[derive(Clone)]
@@ -19,8 +19,8 @@ impl OperatorDatabase {
     ///
     /// # Errors
     /// The URL cannot be parsed.
-    pub fn open(settings: &Settings, key: TenantKey) -> Result<Self> {
-        Ok(Self { database: Database::open_as_role(settings)?, key })
+    pub fn open(settings: &Settings, key: TenantKey, statements: Statements) -> Result<Self> {
+        Ok(Self { database: Database::open_as_role(settings, statements)?, key })
     }
 
     /// The dead letters of this tenant; with `None` those of every tenant, and those that name none.
@@ -35,6 +35,9 @@ impl OperatorDatabase {
     /// # Errors
     /// As there.
     pub async fn verify(&self) -> Result<(), SchemaError> {
+        if self.database.keeps_statements() && pooler::is_found(&self.database).await? {
+            return Err(SchemaError::Pooler(ApiRoleKind::Operators.setting()));
+        }
         api_role::verify(&self.database, ApiRoleKind::Operators).await?;
         self.of(None).verify_signature().await
     }

@@ -16,7 +16,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::connection_settings::{self, Limits, SessionSettings};
+use crate::connection_settings::{self, Limits, SessionSettings, Statements};
 use crate::{Error, Result};
 
 /// How long a connection may be idle before it is closed: less than the idle timeouts of firewalls
@@ -66,6 +66,14 @@ impl Pool {
         &self.options
     }
 
+    /// How statements are sent.
+    pub(crate) fn statements(&self) -> Statements {
+        match self.session_settings {
+            SessionSettings::OfTheConnection => Statements::Prepared,
+            SessionSettings::OfTheRole(statements) => statements,
+        }
+    }
+
     /// As many connections to the same server, which are opened in the same way.
     pub(crate) fn another(&self, connections: u32) -> Self {
         Self::new(self.options.clone(), self.session_settings, connections)
@@ -77,7 +85,7 @@ impl Pool {
                 let options = connection_settings::limited(self.options.clone(), limits);
                 connection_settings::connect(&options).await
             }
-            SessionSettings::OfTheRole => Ok(self.options.connect().await?),
+            SessionSettings::OfTheRole(_) => Ok(self.options.connect().await?),
         }
     }
 

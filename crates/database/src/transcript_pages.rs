@@ -72,12 +72,12 @@ impl Database {
         request: &TranscriptRequest,
     ) -> Result<Option<TranscriptPage>> {
         self.in_snapshot(async |connection| {
-            let Some(row) = conversation(connection, key).await? else { return Ok(None) };
+            let Some(row) = conversation(self, connection, key).await? else { return Ok(None) };
             let erased_at: Option<DateTime<Utc>> = row.try_get("erased_at")?;
             let mut messages =
-                messages(connection, row.try_get("number")?, request, erased_at).await?;
+                messages(self, connection, row.try_get("number")?, request, erased_at).await?;
             let has_more = messages.has_more;
-            let statistics = statistics(connection, key).await?;
+            let statistics = statistics(self, connection, key).await?;
             Ok(Some(TranscriptPage {
                 conversation: ConversationSummary::from_row(&row)?,
                 metadata: json(&row, "conversations", "metadata")?,
@@ -100,12 +100,14 @@ pub(crate) fn conversation_statement() -> String {
 }
 
 async fn conversation(
+    database: &Database,
     connection: &mut PgConnection,
     key: &ConversationKey,
 ) -> Result<Option<PgRow>> {
     Ok(sqlx::query(AssertSqlSafe(conversation_statement()))
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str())
+        .persistent(database.keeps_statements())
         .fetch_optional(connection)
         .await?)
 }
@@ -115,12 +117,14 @@ pub(crate) const fn statistics_statement() -> &'static str {
 }
 
 async fn statistics(
+    database: &Database,
     connection: &mut PgConnection,
     key: &ConversationKey,
 ) -> Result<Option<ConversationStats>> {
     Ok(sqlx::query_as(statistics_statement())
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str())
+        .persistent(database.keeps_statements())
         .fetch_optional(connection)
         .await?)
 }
@@ -155,6 +159,7 @@ pub(crate) fn messages_statement(order: ReadingOrder) -> String {
 }
 
 async fn messages(
+    database: &Database,
     connection: &mut PgConnection,
     number: i64,
     request: &TranscriptRequest,
@@ -169,6 +174,7 @@ async fn messages(
         .bind(erased_at)
         .bind(wanted + 1)
         .bind(i64::try_from(request.max_bytes).unwrap_or(i64::MAX))
+        .persistent(database.keeps_statements())
         .fetch_all(&mut *connection)
         .await?;
     let paged = |row| Ok(PagedMessage { message: message(row)?, tokens: row.try_get("tokens")? });
@@ -178,8 +184,15 @@ async fn messages(
     // A page that the bytes ended is asked what follows it: that is rare.
     let has_more = match messages.last() {
         Some(last) if !is_full && messages.len() < request.limit as usize => {
-            any_beyond(connection, number, &last.message.position(), request.order, erased_at)
-                .await?
+            any_beyond(
+                database,
+                connection,
+                number,
+                &last.message.position(),
+                request.order,
+                erased_at,
+            )
+            .await?
         }
         _ => is_full,
     };
@@ -201,6 +214,7 @@ pub(crate) fn beyond(order: ReadingOrder) -> String {
 }
 
 async fn any_beyond(
+    database: &Database,
     connection: &mut PgConnection,
     number: i64,
     position: &Position,
@@ -212,6 +226,7 @@ async fn any_beyond(
         .bind(DateTime::<Utc>::from(position.created_at))
         .bind(position.id.as_str())
         .bind(erased_at)
+        .persistent(database.keeps_statements())
         .fetch_one(connection)
         .await?)
 }

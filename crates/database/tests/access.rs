@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use database::{
     Actor, ApiDatabase, ApiRole, ApiRoleChange, ApiRoleKind, Database, NewApiKey, OperatorDatabase,
-    SchemaError, Settings, TenantKey, secret_hash,
+    SchemaError, Settings, Statements, TenantKey, secret_hash,
 };
 use domain::failure::FailureClass;
 use domain::ids::{ConversationKey, TenantId};
@@ -75,7 +75,7 @@ impl Archive {
     }
 
     fn api(&self, key: TenantKey) -> ApiDatabase {
-        ApiDatabase::open(&settings(&self.api_url), key).unwrap()
+        ApiDatabase::open(&settings(&self.api_url), key, Statements::Prepared).unwrap()
     }
 
     /// A connection of the role, as an injected statement would have it.
@@ -273,16 +273,20 @@ async fn the_role_for_operators_changes_what_the_signed_tenant_has_and_nothing_e
         )
         .await
         .unwrap();
-    OperatorDatabase::open(&settings(&archive.operator_url), key(1))
+    OperatorDatabase::open(&settings(&archive.operator_url), key(1), Statements::Prepared)
         .unwrap()
         .verify()
         .await
         .unwrap();
-    let wrong = OperatorDatabase::open(&settings(&archive.operator_url), key(9)).unwrap();
+    let wrong =
+        OperatorDatabase::open(&settings(&archive.operator_url), key(9), Statements::Prepared)
+            .unwrap();
     assert!(matches!(wrong.verify().await.unwrap_err(), SchemaError::TenantKey));
     // Neither role stands for the other.
-    let swapped =
-        OperatorDatabase::open(&settings(&archive.api_url), key(1)).unwrap().verify().await;
+    let swapped = OperatorDatabase::open(&settings(&archive.api_url), key(1), Statements::Prepared)
+        .unwrap()
+        .verify()
+        .await;
     let swapped = swapped.unwrap_err().to_string();
     assert!(swapped.contains("API_OPERATOR_DATABASE_URL"), "{swapped}");
     let mut connection = PgConnection::connect(&archive.operator_url).await.unwrap();

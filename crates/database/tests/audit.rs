@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use database::{
     Actor, ApiDatabase, ApiRole, ApiRoleKind, AuditFilter, AuditFinding, AuditReport, Database,
-    NewAuditEntry, Settings, TenantKey,
+    NewAuditEntry, Settings, Statements, TenantKey,
 };
 use domain::ids::TenantId;
 use serde_json::json;
@@ -33,7 +33,11 @@ impl Log {
         owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
         let (_, address) = env.database_url.rsplit_once('@').unwrap();
         let url = format!("postgres://{}:s3cret@{address}", role.name);
-        Self { api: ApiDatabase::open(&settings(&url), key).unwrap(), env, owner }
+        Self {
+            api: ApiDatabase::open(&settings(&url), key, Statements::Prepared).unwrap(),
+            env,
+            owner,
+        }
     }
 
     /// Entries of this process, of the API and of two sessions of psql.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use database::{
     ApiDatabase, ApiRole, ApiRoleKind, Database, PageFilter, PagePosition, ReadingOrder, Settings,
-    TenantKey, TotalsRequest, TranscriptRequest, WALK,
+    Statements, TenantKey, TotalsRequest, TranscriptRequest, WALK,
 };
 use domain::ids::{ConversationKey, TenantId};
 use domain::status::ConversationStatus;
@@ -32,7 +32,7 @@ impl Archive {
         owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
         let (_, address) = env.database_url.rsplit_once('@').unwrap();
         let url = format!("postgres://{}:s3cret@{address}", role.name);
-        Self { api: ApiDatabase::open(&settings(&url), key).unwrap(), env }
+        Self { api: ApiDatabase::open(&settings(&url), key, Statements::Prepared).unwrap(), env }
     }
 
     async fn sql(&self, sql: &str) {

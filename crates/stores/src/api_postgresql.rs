@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use access::Secrets;
 use backon::Retryable as _;
-use database::{ApiDatabase, ApiRole, ApiRoleKind, OperatorDatabase, SchemaError};
+use database::{ApiDatabase, ApiRole, ApiRoleKind, OperatorDatabase, SchemaError, Statements};
 use domain::causes::with_causes;
 use domain::failure::{Dependency, FailureClass};
 use service::Service;
@@ -21,6 +21,8 @@ pub struct ApiLimits {
     pub connections: u32,
     /// Time limit of one transaction, the wait for a connection included.
     pub time_out: Duration,
+    /// How statements are sent.
+    pub statements: Statements,
 }
 
 /// The most connections for operators.
@@ -85,7 +87,8 @@ impl ApiDatabaseServer {
             let reason = "both name the same user: give each a role of its own";
             return Err(Fault::Setting(format!("{tenants} and {operators}: {reason}")));
         }
-        let limits = ApiLimits { connections: 1, time_out: COMMAND_TIMEOUT };
+        let statements = Statements::Unnamed;
+        let limits = ApiLimits { connections: 1, time_out: COMMAND_TIMEOUT, statements };
         let server = Self::new(urls, &settings.api_secret, "verbatim", limits)?;
         Ok(Some((server, roles)))
     }
@@ -99,12 +102,16 @@ impl ApiDatabaseServer {
         let secrets = Secrets::new(secrets.iter().map(Secret::expose))
             .ok_or_else(|| missing("API_SECRET", ApiRoleKind::Tenants.setting()))?;
         let key = || secrets.signing_tenant_key();
-        let database = ApiDatabase::open(&settings(&urls.tenants, application, limits), key());
+        let database = ApiDatabase::open(
+            &settings(&urls.tenants, application, limits),
+            key(),
+            limits.statements,
+        );
         let database =
             database.map_err(|error| invalid(ApiRoleKind::Tenants, &urls.tenants, &error))?;
         let few = ApiLimits { connections: limits.connections.min(OPERATOR_CONNECTIONS), ..limits };
         let operators = urls.operators.as_ref().map(|url| {
-            OperatorDatabase::open(&settings(url, application, few), key())
+            OperatorDatabase::open(&settings(url, application, few), key(), limits.statements)
                 .map_err(|error| invalid(ApiRoleKind::Operators, url, &error))
         });
         Ok(Self { database, operators: operators.transpose()?, secrets, urls })

@@ -186,6 +186,7 @@ impl DatabaseServer {
             | SchemaError::TooOld { .. }
             | SchemaError::RowSecurity(_)
             | SchemaError::ApiRole { .. }
+            | SchemaError::Pooler(_)
             | SchemaError::TenantKey
             | SchemaError::NotPermitted { .. }
             | SchemaError::Migration(_) => self.refused(&with_causes(error)),

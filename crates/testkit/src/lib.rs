@@ -11,8 +11,9 @@
 //! 4. A test of whole processes starts them from a [`fleet::Fleet`].
 //! 5. A test of alerts uses [`monitoring::Monitor`], a private Prometheus or Alertmanager, and
 //!    [`webhook::Webhook`], which receives the notifications.
-//! 6. A test that needs the body of an action takes one of the crate `fixtures`.
-//! 7. Wait with [`wait::eventually`], never with a plain sleep.
+//! 6. A test through a pooler starts a [`servers::PgBouncer`].
+//! 7. A test that needs the body of an action takes one of the crate `fixtures`.
+//! 8. Wait with [`wait::eventually`], never with a plain sleep.
 
 pub mod cargo;
 pub mod clients;

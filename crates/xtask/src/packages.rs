@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use testkit::place;
-use testkit::servers::{self, Kind};
+use testkit::servers::{self, Kind, PgBouncer};
 use testkit::{clients, monitoring};
 
 use crate::say;
@@ -32,10 +32,11 @@ pub(crate) async fn ensure_servers(kinds: &[Kind]) -> Result<()> {
     ensure(&packages).await
 }
 
-/// Installs what only tests need, if it is missing: Prometheus, Alertmanager and their tools, and the client packages of
-/// examples.
+/// Installs what only tests need, if it is missing: Prometheus, Alertmanager and their tools, PgBouncer, and the client
+/// packages of examples.
 pub(crate) async fn ensure_for_tests() -> Result<()> {
-    ensure(&[monitoring::missing_packages(), clients::missing_packages()].concat()).await
+    let pooler: Vec<_> = PgBouncer::missing_package().into_iter().collect();
+    ensure(&[monitoring::missing_packages(), pooler, clients::missing_packages()].concat()).await
 }
 
 /// Installs packages, as root or through `sudo` without a password.

@@ -7,6 +7,7 @@ mod dead_letters;
 mod isolation;
 mod keys;
 mod outages;
+mod pooler;
 mod publishing;
 mod reading;
 mod refusing;

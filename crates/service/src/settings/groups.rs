@@ -71,7 +71,8 @@ pub struct ReadReplicaSettings {
 #[derive(Debug, Clone, clap::Args)]
 pub struct ApiAccessSettings {
     /// PostgreSQL with the role of the conversation-api, which sees the rows of one tenant at a time; `verbatim setup`
-    /// creates the role. A pooler such as PgBouncer is allowed. API_DATABASE_URL_FILE may name a file that holds it
+    /// creates the role. It may lead to a pooler (VERBATIM_API_DATABASE_POOLER). API_DATABASE_URL_FILE may name a file that
+    /// holds it
     #[arg(long, env = "API_DATABASE_URL")]
     #[arg(value_name = "postgres://verbatim_api:password@host:5432/verbatim")]
     #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
