@@ -1,11 +1,28 @@
-//! What everyone may read: the index, the OpenAPI document, and `/llms.txt`.
+//! What everyone may read: the index, the OpenAPI document, its page for people, and `/llms.txt`.
+
+use std::sync::LazyLock;
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::{HeaderValue, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use sha2::{Digest as _, Sha256};
 
 use crate::endpoints::ENDPOINTS;
 use crate::openapi::DOCUMENT;
+use crate::reference::{PAGE, STYLE};
+
+/// Nothing is loaded, run, sent or framed; one style is applied, which is known by its hash.
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let hash = BASE64_STANDARD.encode(Sha256::digest(STYLE));
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    HeaderValue::try_from(policy).unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"))
+});
 
 /// A document at a path.
 pub(crate) struct Document {
@@ -17,13 +34,19 @@ pub(crate) struct Document {
 }
 
 /// Every document.
-pub(crate) static DOCUMENTS: [Document; 3] = [
+pub(crate) static DOCUMENTS: [Document; 4] = [
     Document { path: "/", name: "index", content_type: "text/plain; charset=utf-8", text: index },
     Document {
         path: "/openapi.json",
         name: "openapi",
         content_type: "application/vnd.oai.openapi+json;version=3.1",
         text: || DOCUMENT.clone(),
+    },
+    Document {
+        path: "/docs",
+        name: "docs",
+        content_type: "text/html; charset=utf-8",
+        text: || PAGE.clone(),
     },
     Document {
         path: "/llms.txt",
@@ -39,6 +62,8 @@ impl Document {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(CONTENT_SECURITY_POLICY, POLICY.clone());
         response
     }
 }
@@ -51,7 +76,9 @@ fn index() -> String {
             endpoint.method, endpoint.path, endpoint.summary
         ));
     }
-    text.push_str("\nOpenAPI 3.1: /openapi.json    For language models: /llms.txt\n");
+    text.push_str(
+        "\nTo read: /docs    OpenAPI 3.1: /openapi.json    For language models: /llms.txt\n",
+    );
     text
 }
 
@@ -77,6 +104,9 @@ fn llms() -> String {
             parameters.join(", "),
         ));
     }
-    text.push_str("\n## Documents\n\n- [OpenAPI 3.1](/openapi.json): every parameter and every field of the answers\n");
+    text.push_str(
+        "\n## Documents\n\n- [OpenAPI 3.1](/openapi.json): every parameter and every field of the answers\n\
+         - [The same as a page](/docs), with an example of each call\n",
+    );
     text
 }

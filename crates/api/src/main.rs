@@ -21,6 +21,7 @@ mod parameters;
 mod pipeline;
 mod problem;
 mod rates;
+mod reference;
 mod settings;
 mod stream;
 mod tls;

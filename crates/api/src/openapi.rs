@@ -11,9 +11,12 @@ use crate::endpoints::ENDPOINTS;
 use crate::parameters::{Declared, Place};
 use crate::problem::{Kind, ProblemView};
 
+/// The document.
+pub(crate) static VALUE: LazyLock<Value> = LazyLock::new(document);
+
 /// The document, as JSON.
 pub(crate) static DOCUMENT: LazyLock<String> =
-    LazyLock::new(|| serde_json::to_string_pretty(&document()).unwrap_or_default());
+    LazyLock::new(|| serde_json::to_string_pretty(&*VALUE).unwrap_or_default());
 
 fn document() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {

@@ -149,7 +149,20 @@ async fn the_documents_need_no_key_and_list_every_endpoint() {
     assert_eq!(openapi["openapi"], "3.1.0");
     let (index, llms) =
         (api.request("GET", "/", &[]).await, api.request("GET", "/llms.txt", &[]).await);
+    let page = api.request("GET", "/docs", &[]).await;
     for path in openapi["paths"].as_object().unwrap().keys() {
-        assert!(index.body.contains(path.as_str()) && llms.body.contains(path.as_str()), "{path}");
+        for text in [&index.body, &llms.body, &page.body] {
+            assert!(text.contains(path.as_str()), "{path}");
+        }
     }
+    assert!(index.body.contains("/docs") && llms.body.contains("(/docs)"), "{index:?} {llms:?}");
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    // Its example of publishing is accepted as it is.
+    let (_, body) = page.body.split_once("-d '").unwrap();
+    let body: Value =
+        serde_json::from_str(&body.split_once('\'').unwrap().0.replace("&quot;", "\"")).unwrap();
+    let key = api.key("acme", &["write"]).await;
+    with_status(&api.post(&key, "/api/actions?dry_run=1", &[], &body).await, 200);
 }

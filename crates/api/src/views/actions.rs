@@ -61,6 +61,7 @@ pub(crate) enum ActionsBody {
 #[expect(dead_code, reason = "only its schema is used")]
 pub(crate) struct ActionBody {
     /// Such as `conversation.save_message`.
+    #[schemars(example = "conversation.session_opened")]
     action_type: String,
     /// The tenant of the key; may be left out.
     #[serde(default)]
