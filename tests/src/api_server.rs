@@ -82,10 +82,10 @@ impl ApiServer {
         scenario.launch("conversation-api", &[&own, settings].concat())
     }
 
-    /// PostgreSQL with the role of the API, which the first replica has set up.
+    /// PostgreSQL with the roles of the API, which the first replica has set up: for tenants, and for operators.
     #[must_use]
-    pub fn database_url(scenario: &Scenario) -> String {
-        url_of(&role(ApiRoleKind::Tenants, scenario), &scenario.database_url)
+    pub fn database_urls(scenario: &Scenario) -> [String; 2] {
+        ROLES.map(|kind| url_of(&role(kind, scenario), &scenario.database_url))
     }
 
     /// A new key of a tenant, with these scopes.

@@ -57,7 +57,7 @@ impl Pooled {
         }
         let (_, address) = env.database_url.rsplit_once('@').unwrap();
         let direct_url = format!("postgres://{}:s3cret@{address}", role.name);
-        let pooler = PgBouncer::before(&direct_url, server_connections).await.unwrap();
+        let pooler = PgBouncer::before(&direct_url, &[], server_connections).await.unwrap();
         Self { env, direct_url, pooler }
     }
 
@@ -264,7 +264,7 @@ async fn what_operators_do_works_in_transaction_mode() {
     pooled.env.psql(&sql).await.unwrap();
     let (_, address) = pooled.env.database_url.rsplit_once('@').unwrap();
     let url = format!("postgres://{}:s3cret@{address}", role.name);
-    let pooler = PgBouncer::before(&url, 2).await.unwrap();
+    let pooler = PgBouncer::before(&url, &[], 2).await.unwrap();
     let open =
         |statements| OperatorDatabase::open(&settings(pooler.url(), 2), key(), statements).unwrap();
     let refused = open(Statements::Prepared).verify().await.unwrap_err();

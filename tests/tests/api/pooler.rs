@@ -14,8 +14,8 @@ async fn pooled(server_connections: u32) -> (Scenario, PgBouncer) {
     let scenario = Scenario::new().await;
     // Sets the role up.
     drop(ApiServer::start(&scenario, &[]).await);
-    let url = ApiServer::database_url(&scenario);
-    let pooler = PgBouncer::before(&url, server_connections).await.unwrap();
+    let [url, other] = ApiServer::database_urls(&scenario);
+    let pooler = PgBouncer::before(&url, &[&other], server_connections).await.unwrap();
     (scenario, pooler)
 }
 

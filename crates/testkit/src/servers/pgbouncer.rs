@@ -39,15 +39,14 @@ impl PgBouncer {
         on_path(PACKAGE, PACKAGE).is_err().then_some(PACKAGE)
     }
 
-    /// Starts it in front of the database of this URL, whose user and password it takes; waits until PostgreSQL answers
-    /// through it.
+    /// Starts it in front of the database of this URL, with so many connections for each user; waits until PostgreSQL
+    /// answers through it. It takes the users and passwords of this URL and of `others`, which lead to the same database.
     ///
     /// # Errors
     /// When it is not installed, or does not start; then with the last lines of its log.
-    pub async fn before(url: &str, server_connections: u32) -> Result<Self> {
+    pub async fn before(url: &str, others: &[&str], server_connections: u32) -> Result<Self> {
         let rest = url.strip_prefix("postgres://").context("the URL is not one of PostgreSQL")?;
         let (credentials, rest) = rest.split_once('@').context("the URL has no user")?;
-        let (name, password) = credentials.split_once(':').context("the URL has no password")?;
         let (address, database) = rest.split_once('/').context("the URL has no database")?;
         let (host, port) = address.split_once(':').context("the URL has no port")?;
         let as_user = user()?;
@@ -66,8 +65,9 @@ impl PgBouncer {
              default_pool_size = {server_connections}\n\
              max_client_conn = 1000\n"
         );
-        for (file, text) in [("config", config), ("users", format!("\"{name}\" \"{password}\"\n"))]
-        {
+        let users = [url].into_iter().chain(others.iter().copied()).map(user_line);
+        let users = users.collect::<Result<String>>()?;
+        for (file, text) in [("config", config), ("users", users)] {
             let file = guard.dir().join(file);
             write_secret(&file, &text)?;
             if let Some(user) = as_user {
@@ -105,4 +105,13 @@ impl PgBouncer {
             format!("PgBouncer did not start; the end of its log:\n{}", self.process.log_tail())
         })
     }
+}
+
+/// The line of the user of a URL in the file of users.
+fn user_line(url: &str) -> Result<String> {
+    let rest = url.strip_prefix("postgres://").and_then(|rest| rest.split_once('@'));
+    let (name, password) = rest
+        .and_then(|(credentials, _)| credentials.split_once(':'))
+        .context("the URL has no user with a password")?;
+    Ok(format!("\"{name}\" \"{password}\"\n"))
 }
