@@ -28,6 +28,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod raw_amqp;
+pub mod schemathesis;
 pub mod servers;
 mod spares;
 pub mod wait;

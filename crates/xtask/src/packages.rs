@@ -5,9 +5,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use testkit::place;
 use testkit::servers::{self, Kind, PgBouncer};
-use testkit::{clients, monitoring};
+use testkit::{clients, monitoring, schemathesis};
 
-use crate::say;
+use crate::{cargo, say};
 
 /// Runs as root: installs packages without starting their services, which would take standard ports
 /// (`policy-rc.d`). An existing policy, as containers have, is kept.
@@ -32,11 +32,20 @@ pub(crate) async fn ensure_servers(kinds: &[Kind]) -> Result<()> {
     ensure(&packages).await
 }
 
-/// Installs what only tests need, if it is missing: Prometheus, Alertmanager and their tools, PgBouncer, and the client
-/// packages of examples.
+/// Installs what only tests need, if it is missing: Prometheus, Alertmanager and their tools, PgBouncer, the client packages
+/// of examples, and schemathesis.
 pub(crate) async fn ensure_for_tests() -> Result<()> {
     let pooler: Vec<_> = PgBouncer::missing_package().into_iter().collect();
-    ensure(&[monitoring::missing_packages(), pooler, clients::missing_packages()].concat()).await
+    let python = [clients::missing_packages(), schemathesis::missing_packages()].concat();
+    ensure(&[monitoring::missing_packages(), pooler, python].concat()).await?;
+    let install = schemathesis::install();
+    if !install.is_empty() {
+        say::line("installing schemathesis (once; takes half a minute)");
+    }
+    for command in install {
+        cargo::run(command).await?;
+    }
+    Ok(())
 }
 
 /// Installs packages, as root or through `sudo` without a password.

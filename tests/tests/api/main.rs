@@ -11,6 +11,7 @@ mod pooler;
 mod publishing;
 mod reading;
 mod refusing;
+mod schemathesis;
 mod signatures;
 mod tls;
 
