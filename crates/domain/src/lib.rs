@@ -26,3 +26,4 @@ pub mod status;
 pub mod sync;
 pub mod time;
 pub mod wire;
+pub mod words;
