@@ -179,7 +179,8 @@ async fn a_redelivered_event_without_a_timestamp_keeps_the_time_of_its_first_rec
     }
 
     // In one batch with the originals.
-    sql(&env, "TRUNCATE conversations, sessions, session_events").await;
+    sql(&env, "TRUNCATE conversations, conversation_words, words_due, sessions, session_events")
+        .await;
     record(&replica, &[original, all(12)].concat()).await;
     assert_eq!(state().await, once);
 }

@@ -172,7 +172,8 @@ async fn whether_a_close_concerns_the_derived_conversation_is_decided_when_it_is
     assert_eq!(sql(&env, closes).await, "a r3, own r3");
 
     // Feedback that comes later does not make earlier closes concern it, not even when their history changes.
-    sql(&env, "TRUNCATE conversations, sessions, session_events").await;
+    sql(&env, "TRUNCATE conversations, conversation_words, words_due, sessions, session_events")
+        .await;
     for event in
         [open("a", 1), close(3), event("conversation.feedback", 4, &json!({})), open("b", 2)]
     {

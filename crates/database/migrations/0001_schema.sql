@@ -235,6 +235,42 @@ FROM message_rows m
 JOIN conversations c ON c.number = m.conversation
 WHERE m.created_at IS NULL;
 
+-- The words of archived conversations, for search. A row is a block: what `domain::words` makes of at most 256 KiB of a
+-- conversation's text, at most 8 192 words, each once. Nearly every conversation has one block. `words` also has the marks
+-- of the tenant and of the time (`verbatim_word_mark`), so that one look-up in the index is bounded by both.
+CREATE TABLE conversation_words (
+    tenant_id       text COLLATE "C" NOT NULL,
+    conversation_id text COLLATE "C" NOT NULL,
+    block           integer NOT NULL,
+    -- Both as they were when the words were written. A conversation whose `finalised_at` has changed is not found.
+    created_at      timestamptz NOT NULL,
+    finalised_at    timestamptz NOT NULL,
+    words           text[] COLLATE "C" NOT NULL,
+    PRIMARY KEY (tenant_id, conversation_id, block),
+    FOREIGN KEY (tenant_id, conversation_id) REFERENCES conversations ON DELETE CASCADE
+);
+
+-- Words are stored beside the rows: a search reads them in the index alone, and rows without them are few pages. Their
+-- statistics would cost each ANALYZE more than all others, and no plan needs them.
+ALTER TABLE conversation_words SET (toast_tuple_target = 128);
+ALTER TABLE conversation_words ALTER COLUMN words SET STATISTICS 0;
+
+CREATE INDEX conversation_words_by_date ON conversation_words (tenant_id, created_at, conversation_id)
+    WHERE created_at IS NOT NULL;
+-- Without a list of pending entries: every search would read all of it.
+CREATE INDEX conversation_words_by_word ON conversation_words USING gin (words) WITH (fastupdate = off);
+
+-- Conversations whose words are to be written, one row for each time that one was archived. A row is inserted by the
+-- transaction that archives, and deleted by the one that writes its last block.
+CREATE TABLE words_due (
+    finalised_at    timestamptz NOT NULL,
+    tenant_id       text COLLATE "C" NOT NULL,
+    conversation_id text COLLATE "C" NOT NULL,
+    -- Until then a process writes them, and no other one begins.
+    lease_until     timestamptz,
+    PRIMARY KEY (finalised_at, tenant_id, conversation_id)
+);
+
 CREATE TABLE conversation_stats (
     tenant_id            text COLLATE "C" NOT NULL,
     conversation_id      text COLLATE "C" NOT NULL,

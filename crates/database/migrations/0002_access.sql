@@ -158,9 +158,100 @@ LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
     SELECT count(*) FROM updated
 $$;
 
+-- The lexeme of a tenant and of the month, day, hour or minute of a time. No word has a slash (`domain::words`), so neither
+-- a message nor a search can name one.
+CREATE FUNCTION verbatim_word_mark(unit text, tenant text, at timestamptz) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT '/' || left(to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI'),
+                       CASE unit WHEN 'month' THEN 7 WHEN 'day' THEN 10 WHEN 'hour' THEN 13 ELSE 16 END)
+           || '/' || tenant
+$$;
+
+-- Archived conversations of the tenant of this transaction that have all of these words in one block, newest first: at most
+-- `places`, which began before `after_at` or then with a smaller id, and match the filter, where it is not null.
+-- A last row that is no match says where the time ended: the next search begins there.
+--
+-- It walks the months that have conversations, each by one look-up in the index of words. A month of more than 10 000
+-- blocks is walked by days, such a day by hours, such an hour by minutes, so that a look-up of a frequent word is bounded,
+-- too. The time is compared before each look-up but the first. The tenant is in each look-up twice, as a mark and as a
+-- column, and is the signed one.
+CREATE FUNCTION verbatim_conversations_with_words(
+    search_words text[], of_agent text, of_user text, of_model text, since timestamptz, until timestamptz,
+    after_at timestamptz, after_id text, places integer, milliseconds integer)
+RETURNS TABLE (found_at timestamptz, found_id text, is_match boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET TimeZone = 'UTC' SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    tenant CONSTANT text := verbatim_tenant();
+    ends CONSTANT timestamptz := clock_timestamp() + make_interval(secs => milliseconds / 1000.0);
+    earliest CONSTANT timestamptz := coalesce(since, '-infinity');
+    -- The walk is at the conversations before this place.
+    before_at timestamptz := coalesce(after_at, until, 'infinity');
+    before_id text := coalesce(after_id, '');
+    is_first boolean := true;
+    free integer := places;
+    units CONSTANT text[] := ARRAY['month', 'day', 'hour', 'minute'];
+    unit text;
+    newest timestamptz;
+    start timestamptz;
+    -- The last time that was too large, and the number of its unit.
+    large_start timestamptz := 'infinity';
+    large integer := 0;
+BEGIN
+    WHILE free > 0 LOOP
+        SELECT w.created_at INTO newest FROM conversation_words w
+        WHERE w.tenant_id = tenant AND w.created_at >= earliest
+          AND (w.created_at, w.conversation_id) < (before_at, before_id COLLATE "C")
+        ORDER BY w.created_at DESC, w.conversation_id DESC LIMIT 1;
+        EXIT WHEN NOT FOUND;
+        IF NOT is_first AND clock_timestamp() >= ends THEN
+            RETURN QUERY SELECT before_at, before_id, false;
+            EXIT;
+        END IF;
+        is_first := false;
+        -- The longest time that is not too large.
+        FOR n IN CASE WHEN newest >= large_start THEN large + 1 ELSE 1 END .. 4 LOOP
+            unit := units[n];
+            start := date_trunc(unit, newest);
+            EXIT WHEN n = 4 OR NOT EXISTS (
+                SELECT FROM conversation_words w
+                WHERE w.tenant_id = tenant AND w.created_at >= start AND w.created_at < start + ('1 ' || unit)::interval
+                ORDER BY w.created_at OFFSET 10000 LIMIT 1);
+            large := n;
+            large_start := start;
+        END LOOP;
+        FOR found_at, found_id IN
+            SELECT b.created_at, b.conversation_id
+            -- The condition on the tenant is one that no index has: else it might be chosen instead of that of words.
+            FROM (SELECT DISTINCT w.created_at, w.conversation_id, w.finalised_at FROM conversation_words w
+                  WHERE w.words @> (search_words || verbatim_word_mark(unit, tenant, newest))
+                    AND w.tenant_id || '' = tenant AND w.created_at >= earliest
+                    AND (w.created_at, w.conversation_id) < (before_at, before_id COLLATE "C")
+                  ORDER BY w.created_at DESC, w.conversation_id DESC OFFSET 0) AS b
+            CROSS JOIN LATERAL (
+                SELECT FROM conversations c
+                WHERE c.tenant_id = tenant AND c.id = b.conversation_id
+                  AND c.status = 'archived' AND c.finalised_at = b.finalised_at
+                  AND (of_agent IS NULL OR c.agent_id = of_agent) AND (of_user IS NULL OR c.user_id = of_user)
+                  AND (of_model IS NULL OR c.model_name = of_model)
+                LIMIT 1) AS c
+            LIMIT free
+        LOOP
+            is_match := true;
+            free := free - 1;
+            RETURN NEXT;
+        END LOOP;
+        before_at := start;
+        before_id := '';
+    END LOOP;
+END $$;
+
 REVOKE ALL ON FUNCTION verbatim_api_key(text, bytea), verbatim_api_key_versions(text[]), verbatim_signed_tenant(text),
                        verbatim_hmac(bytea, text), verbatim_signed_request(text, text, text, bytea, interval),
-                       verbatim_api_keys_used(text[], timestamptz[]) FROM PUBLIC;
+                       verbatim_api_keys_used(text[], timestamptz[]), verbatim_word_mark(text, text, timestamptz),
+                       verbatim_conversations_with_words(text[], text, text, text, timestamptz, timestamptz, timestamptz,
+                                                         text, integer, integer) FROM PUBLIC;
 
 -- These functions run with the rights of the owner: they take tables of this schema alone, whatever the caller's search
 -- path is. `pg_temp` is last, because it would be the first if it were left out.
@@ -171,7 +262,10 @@ BEGIN
     FOREACH function IN ARRAY ARRAY['verbatim_tenant()', 'verbatim_signed_tenant(text)',
                                     'verbatim_signed_request(text, text, text, bytea, interval)',
                                     'verbatim_api_key(text, bytea)', 'verbatim_api_key_versions(text[])',
-                                    'verbatim_api_keys_used(text[], timestamptz[])']::regprocedure[] LOOP
+                                    'verbatim_api_keys_used(text[], timestamptz[])',
+                                    'verbatim_conversations_with_words(text[], text, text, text, timestamptz, timestamptz,
+                                                                       timestamptz, text, integer, integer)'
+                                   ]::regprocedure[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', function, current_schema());
     END LOOP;
 END $$;

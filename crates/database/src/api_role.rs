@@ -39,6 +39,8 @@ const OF_TENANTS: Rights = Rights {
         "verbatim_api_key_versions(text[])",
         "verbatim_api_keys_used(text[],timestamp with time zone[])",
         "verbatim_audit(text[],text[],text[],text[],text[])",
+        "verbatim_conversations_with_words(text[],text,text,text,timestamp with time zone,timestamp with time zone,\
+         timestamp with time zone,text,integer,integer)",
         "verbatim_signed_request(text,text,text,bytea,interval)",
         "verbatim_tenant()",
     ],

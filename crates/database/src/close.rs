@@ -217,8 +217,8 @@ impl Database {
         self.rows(query).await?.iter().map(|row| closed(row, claims)).collect()
     }
 
-    /// The last write: sets the status `archived` and the totals. Returns the conversations that it
-    /// changed; of the others the token was cleared, or a save holds the row at the moment.
+    /// The last write: sets the status `archived` and the totals, and notes that the words are due. Returns the
+    /// conversations that it changed; of the others the token was cleared, or a save holds the row at the moment.
     pub async fn archive_closed(&self, closed: &[Closed]) -> Result<Vec<ConversationKey>> {
         fn totals<'a, T>(
             closed: &'a [Closed],
@@ -235,17 +235,22 @@ impl Database {
                  JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
                  WHERE c.close_token = k.token
                  ORDER BY c.tenant_id, c.id
-                 FOR UPDATE OF c SKIP LOCKED)
-             UPDATE conversations c SET
-                 status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
-                 close_lease_until = NULL, message_count = coalesce(mine.messages, 0),
-                 total_tokens = coalesce(mine.tokens, 0), created_at = coalesce(mine.first, c.created_at),
-                 last_message_at = mine.last,
-                 -- A session event may have set them since the totals were read.
-                 agent_id = coalesce(mine.agent_id, c.agent_id),
-                 model_name = coalesce(mine.model_name, c.model_name)
-             FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
-             RETURNING c.tenant_id, c.id",
+                 FOR UPDATE OF c SKIP LOCKED),
+             archived AS (
+                 UPDATE conversations c SET
+                     status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
+                     close_lease_until = NULL, message_count = coalesce(mine.messages, 0),
+                     total_tokens = coalesce(mine.tokens, 0), created_at = coalesce(mine.first, c.created_at),
+                     last_message_at = mine.last,
+                     -- A session event may have set them since the totals were read.
+                     agent_id = coalesce(mine.agent_id, c.agent_id),
+                     model_name = coalesce(mine.model_name, c.model_name)
+                 FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
+                 RETURNING c.finalised_at, c.tenant_id, c.id),
+             due AS (
+                 INSERT INTO words_due (finalised_at, tenant_id, conversation_id) SELECT * FROM archived
+                 ON CONFLICT DO NOTHING)
+             SELECT tenant_id, id FROM archived",
         )
         .bind_claims(closed.iter().map(|it| &it.claim))
         .bind(totals(closed, |it| it.message_count).bind_iter())

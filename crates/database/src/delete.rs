@@ -299,18 +299,22 @@ async fn stub_results(
 }
 
 /// Gives conversations new generations. Those that are closing or archived are closed again, at once and without
-/// `conversation.reopened`.
+/// `conversation.reopened`. Their words go with the message, and are written again after that.
 async fn change(
     connection: &mut PgConnection,
     changed: &BTreeMap<&ConversationKey, i64>,
 ) -> Result<()> {
     sqlx::query(
-        "UPDATE conversations c SET
+        "WITH changed AS (
+             SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[]) AS k (tenant_id, id, generation)),
+         words AS (
+             DELETE FROM conversation_words w USING changed k WHERE w.tenant_id = k.tenant_id AND w.conversation_id = k.id)
+         UPDATE conversations c SET
              hot_generation = k.generation,
              close_requested_at = CASE WHEN c.status = 'active' THEN c.close_requested_at
                                        ELSE coalesce(c.close_requested_at, clock_timestamp()) END,
              close_token = NULL, close_lease_until = NULL, status = 'active'
-         FROM unnest($1::text[], $2::text[], $3::bigint[]) AS k (tenant_id, id, generation)
+         FROM changed k
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
     )
     .bind_keys(changed.keys().copied())

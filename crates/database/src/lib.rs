@@ -52,6 +52,8 @@ mod totals;
 mod trace;
 mod transcript_pages;
 mod verify;
+mod word_search;
+mod words;
 mod write_check;
 mod writers;
 
@@ -99,3 +101,5 @@ pub use verify::{
     ConversationCheck, DayCheck, Difference, Differences, OrphanedRows, OrphanedStatistics, Repair,
     Scope,
 };
+pub use word_search::WordSearch;
+pub use words::{TextOfMessage, TextPosition, WordBlock, WordsDone, WordsDue};

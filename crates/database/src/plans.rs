@@ -1,4 +1,5 @@
 //! The plans of every statement that the conversation-api runs, as its role has them: each reads a bounded number of rows.
+//! Also those of the statements that write words, as the owner has them: they read by keys.
 //!
 //! The statements are prepared and explained with generic plans, as the API runs them, on tables with enough rows that a
 //! wrong index costs more. A plan may not scan a whole table, and may sort or hash only what a limit or a whole key
@@ -17,6 +18,7 @@ use crate::totals::{TotalsRequest, sums};
 use crate::transcript_pages::{
     ReadingOrder, beyond, conversation_statement, messages_statement, statistics_statement,
 };
+use crate::words;
 use crate::{
     ApiRole, ApiRoleKind, Database, DeadLetterPageFilter, DeadLetterPosition, DeadLetterStatus,
     Settings, TenantKey,
@@ -85,6 +87,7 @@ fn statements() -> Vec<(String, String)> {
     }
     all.push(("dead letter".to_owned(), "SELECT * FROM dead_letters WHERE id = $1".to_owned()));
     all.push(("active".to_owned(), crate::totals::ACTIVE.to_owned()));
+    all.push(("search".to_owned(), crate::word_search::statement()));
     all
 }
 
@@ -152,6 +155,54 @@ async fn every_statement_of_the_api_reads_a_bounded_number_of_rows() {
     }
 }
 
+#[tokio::test]
+async fn words_are_claimed_read_and_written_by_keys() {
+    let env = TestEnv::new().await;
+    let settings = settings(&env.database_url);
+    let owner = Database::open(&settings).unwrap();
+    owner.migrate(|| {}).await.unwrap();
+    env.psql(
+        "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation, status, finalised_at)
+         SELECT 't' || n % 3, 'c' || n, 's', now(), n, 'archived', now() FROM generate_series(1, 20000) AS n;
+         INSERT INTO message_rows (conversation, created_at, received_at, id, role, content, body_hash)
+         SELECT number, created_at + m * interval '1 second', now(), 'm' || m, 'user', 'c', ''
+         FROM conversations, generate_series(1, 3) AS m;
+         INSERT INTO conversation_words SELECT tenant_id, id, 0, created_at, finalised_at, '{a,b}' FROM conversations;
+         INSERT INTO words_due SELECT finalised_at, tenant_id, id FROM conversations;
+         ANALYZE",
+    )
+    .await
+    .unwrap();
+    let options = crate::connection_settings::options(&settings).unwrap();
+    let mut connection = PgConnection::connect_with(&options).await.unwrap();
+    let key = TenantKey::new([7; 32]);
+    for (name, sql) in [
+        ("claim", words::CLAIM),
+        ("texts", words::TEXTS),
+        ("write", words::WRITE),
+        ("lag", words::LAG),
+    ] {
+        let plan = explained(&mut connection, &key, sql).await;
+        let mut found = Vec::new();
+        whole_indexes(&plan, false, &mut found);
+        assert!(found.is_empty(), "{name}: {found:?}: {plan:#}");
+    }
+}
+
+/// Notes indexes that are read from their beginning, unless a limit ends that.
+fn whole_indexes(plan: &Value, is_limited: bool, found: &mut Vec<String>) {
+    let node = plan["Node Type"].as_str().unwrap();
+    let is_index = ["Index Scan", "Index Only Scan", "Bitmap Index Scan"].contains(&node);
+    if node == "Seq Scan" || is_index && plan["Index Cond"].is_null() && !is_limited {
+        found.push(format!("{node} of {}", plan["Relation Name"]));
+    }
+    // What keeps the order lets the limit end the scan.
+    let is_limited = node == "Limit" || is_limited && node == "LockRows";
+    for child in plan["Plans"].as_array().into_iter().flatten() {
+        whole_indexes(child, is_limited, found);
+    }
+}
+
 /// The generic plan of a statement, as the API's role has it for a tenant.
 async fn explained(connection: &mut PgConnection, key: &TenantKey, sql: &str) -> Value {
     let mut transaction = connection.begin().await.unwrap();
@@ -169,8 +220,11 @@ async fn explained(connection: &mut PgConnection, key: &TenantKey, sql: &str) ->
     .fetch_one(&mut *transaction)
     .await
     .unwrap();
-    let nulls = vec!["NULL"; usize::try_from(parameters).unwrap()].join(", ");
-    let explain = format!("EXPLAIN (FORMAT JSON) EXECUTE explained({nulls})");
+    let nulls = match usize::try_from(parameters).unwrap() {
+        0 => String::new(),
+        many => format!("({})", vec!["NULL"; many].join(", ")),
+    };
+    let explain = format!("EXPLAIN (FORMAT JSON) EXECUTE explained{nulls}");
     let row = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *transaction).await.unwrap();
     let plan: Value = sqlx::Row::get(&row, 0);
     sqlx::raw_sql("DEALLOCATE explained").execute(&mut *transaction).await.unwrap();
