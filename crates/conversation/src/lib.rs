@@ -26,6 +26,7 @@ mod statistics;
 mod steps;
 mod transient;
 mod view;
+mod words;
 
 pub use apart::Taken;
 pub use background::Background;
@@ -46,3 +47,4 @@ pub use sessions::Sessions;
 pub use statistics::{Stale, Statistics};
 pub use transient::retry_transient;
 pub use view::{MessageView, TranscriptView};
+pub use words::WordWriter;

@@ -45,6 +45,8 @@ pub enum Step {
     CloseAnnounced,
     /// They are archived.
     CloseArchived,
+    /// A worker has claimed archived conversations whose words are due; none are written.
+    WordsClaimed,
     /// Messages are deleted in PostgreSQL; their hot copies are invalid, and still in Redis.
     DeletionCommitted,
     /// The dead-letter collector has stored dead letters; their events are not published.
@@ -63,7 +65,7 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SaveDecoded,
         Self::SaveCommitted,
         Self::SaveAppended,
@@ -75,6 +77,7 @@ impl Step {
         Self::CloseDropped,
         Self::CloseAnnounced,
         Self::CloseArchived,
+        Self::WordsClaimed,
         Self::DeletionCommitted,
         Self::DeadLetterStored,
         Self::DeadLetterAnnounced,
@@ -99,6 +102,7 @@ impl Step {
             Self::CloseDropped => "close.dropped",
             Self::CloseAnnounced => "close.announced",
             Self::CloseArchived => "close.archived",
+            Self::WordsClaimed => "words.claimed",
             Self::DeletionCommitted => "deletion.committed",
             Self::DeadLetterStored => "dead_letter.stored",
             Self::DeadLetterAnnounced => "dead_letter.announced",

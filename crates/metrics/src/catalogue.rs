@@ -105,6 +105,8 @@ catalogue! {
         StatisticsRecomputed = "verbatim_statistics_recomputed_total" in "conversations";
         /// Daily statistics that were recomputed: one bucket is a tenant's agent, model and day.
         DailyBucketsRecomputed = "verbatim_daily_buckets_recomputed_total" in "buckets";
+        /// Archived conversations whose words were written, so that searches find them.
+        WordsWritten = "verbatim_words_written_total" in "conversations";
         /// Dead letters stored by the dead-letter collector. One that arrives again, because its message was
         /// redelivered, counts each time. So the sum may be larger than the number of rows.
         DeadLettersStored { queue: &'static str, reason: DeadLetterReason }
@@ -155,6 +157,9 @@ catalogue! {
         /// conversations whose last session has closed count, until a closer claims them; not idle ones, and
         /// not closes that have begun.
         CloseLag = "verbatim_close_lag_seconds" in "seconds";
+        /// How long the words of the archived conversation that waits longest have been due; 0 when none are. Until they
+        /// are written, searches do not find it.
+        WordsLag = "verbatim_words_lag_seconds" in "seconds";
         /// When this replica last counted what the fleet shares, in seconds since 1970. Until the
         /// next count the gauges keep their values.
         CountedAt { what: Counted } = "verbatim_counted_timestamp_seconds" in "seconds";

@@ -118,6 +118,9 @@ crash_tests! {
     async fn a_crash_of_a_statistics_worker_at_acknowledged_changes_nothing()
         = worker_crashes(Acknowledged, STATISTICS);
     #[tokio::test]
+    async fn words_are_written_after_a_crash_of_a_statistics_worker_at_words_claimed()
+        = words_crash(WordsClaimed, STATISTICS);
+    #[tokio::test]
     async fn a_replay_that_crashes_at_replay_taken_is_repeated_and_takes_effect_once()
         = replay_crashes(ReplayTaken, VERBATIM);
     #[tokio::test]
@@ -449,6 +452,25 @@ async fn worker_crashes(step: Step, program: &str) {
 async fn undisturbed() -> &'static State {
     static STATE: OnceCell<State> = OnceCell::const_new();
     STATE.get_or_init(|| final_state(None)).await
+}
+
+/// The words of an archived conversation are written by the next process after a crash.
+async fn words_crash(step: Step, program: &str) {
+    let scenario = Scenario::with_failpoints().await;
+    let others = [SAVER, MIGRATION].map(|worker| scenario.launch(worker, &[]));
+    let agent = scenario.agent();
+    agent.publish(&message("acme", "s", "m", &json!({"content": "hello"}))).await;
+    scenario.until_sql("SELECT count(*) FROM messages", "1").await;
+    agent.publish(&closed("acme", "s", &json!({}))).await;
+    crash(&scenario, program, step).await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM conversation_words").await, "0");
+    // Its claim ends.
+    scenario.sql("UPDATE words_due SET lease_until = clock_timestamp()").await;
+    let next = scenario.start(program).await;
+    let written = "SELECT concat_ws(' ', (SELECT count(*) FROM words_due), count(*), bool_and('hello' = ANY (words)))
+                   FROM conversation_words";
+    scenario.until_sql(written, "0 1 t").await;
+    scenario.finish(others.into_iter().chain([next])).await;
 }
 
 /// A replay of messages without identity that crashes at a failpoint and is repeated sends each once.

@@ -132,6 +132,7 @@ async fn count_rows(
     let (active, lag) = database.close_backlog(grace).await?;
     metrics.set(Gauge::ConversationsActive, as_value(active));
     metrics.set(Gauge::CloseLag, lag.as_secs_f64());
+    metrics.set(Gauge::WordsLag, database.words_lag().await?.as_secs_f64());
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Default)]
 pub(crate) struct RefreshTriggers {
     triggered: Arc<Notify>,
+    words: Arc<Notify>,
 }
 
 /// The most transactions of one refresh, of each kind.
@@ -29,12 +30,17 @@ const TRANSACTIONS: usize = 100;
 
 /// How long what is refreshed apart may continue while the process stops. Another process, or the next start, refreshes
 /// it again.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long after an event the refresh starts, so that a burst of closes causes one refresh.
-const DEBOUNCE: Duration = Duration::from_millis(50);
+pub(crate) const DEBOUNCE: Duration = Duration::from_millis(50);
 
 impl RefreshTriggers {
+    /// What is notified when words may be due.
+    pub(crate) fn words(&self) -> Arc<Notify> {
+        Arc::clone(&self.words)
+    }
+
     /// Refreshes statistics when an event triggers it, and every `interval`. Beside that, what is too slow for a
     /// refresh is refreshed apart.
     pub(crate) fn refresh_when_triggered(
@@ -152,6 +158,7 @@ impl Handler for RefreshTriggers {
 
     async fn handle(&self, events: &[Event]) -> Result<Vec<Handled>, Unavailable> {
         self.triggered.notify_one();
+        self.words.notify_one();
         Ok(events.iter().map(|_| Ok(Done::Applied.into())).collect())
     }
 
