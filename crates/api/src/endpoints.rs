@@ -44,7 +44,9 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         scope: Scope::Read,
         summary: "Conversations of a tenant, newest first, in pages",
         about: "A page may have fewer conversations than `limit`, even none, where hardly any conversation matches: it ends \
-                after looking at 10 000 of them. Go on while `next` is not null.",
+                after looking at 10 000 of them. Go on while `next` is not null. `text` finds archived conversations alone, as \
+                soon as their words are written, some seconds after; a page of a search ends after 100 ms \
+                (VERBATIM_SEARCH_TIME).",
         parameters: &[
             &p::TENANT_ID,
             &p::STATUS,
@@ -53,6 +55,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
             &p::MODEL,
             &p::FROM,
             &p::TO,
+            &p::TEXT,
             &p::CONVERSATIONS,
             &p::CURSOR,
         ],

@@ -12,6 +12,7 @@ use domain::failure::DeadLetterReason;
 use domain::ids::MAX_ID_BYTES;
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
+use domain::words::{MAX_SEARCH_BYTES, SearchWords};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -193,6 +194,12 @@ pub(crate) const FROM: Parameter<DateTime<Utc>> =
     query("from", "Only conversations that began at this time or later", time_schema, time);
 pub(crate) const TO: Parameter<DateTime<Utc>> =
     query("to", "Only conversations that began before this time", time_schema, time);
+pub(crate) const TEXT: Parameter<SearchWords> = query(
+    "text",
+    "Only archived conversations with all of these words, in any order: at most 16 different ones",
+    || json!({ "type": "string", "minLength": 1, "maxLength": MAX_SEARCH_BYTES }),
+    |text| SearchWords::parse(text).map_err(|fault| fault.to_string()),
+);
 pub(crate) const FIRST_DAY: Parameter<NaiveDate> =
     query("from", "The first day, in UTC. Default: 29 days before the last one", day_schema, day);
 pub(crate) const LAST_DAY: Parameter<NaiveDate> =

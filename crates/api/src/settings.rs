@@ -52,6 +52,12 @@ pub(crate) struct Settings {
     #[arg(long, default_value = "none", value_name = "POOLER", help_heading = "Servers")]
     pub(crate) api_database_pooler: Pooler,
 
+    /// After which time a search for words (`?text=`) goes on to no further part of the archive. Its page ends there, and
+    /// `next` is where the next one begins
+    #[arg(long, default_value = "100ms", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "Servers")]
+    pub(crate) search_time: Duration,
+
     /// Address of the API. By default only programs on this host reach it
     #[arg(
         long,
@@ -184,6 +190,12 @@ const PUBLISHING: Duration = Duration::from_secs(17);
 impl Settings {
     /// Fails if settings contradict each other.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.search_time < self.api_database_timeout,
+            "VERBATIM_SEARCH_TIME is {:?}: it must be shorter than VERBATIM_API_DATABASE_TIMEOUT ({:?})",
+            self.search_time,
+            self.api_database_timeout
+        );
         anyhow::ensure!(
             self.request_timeout >= self.durable_wait + PUBLISHING,
             "VERBATIM_DURABLE_WAIT is {:?}: VERBATIM_REQUEST_TIMEOUT ({:?}) must be at least {} s longer",

@@ -8,7 +8,7 @@ mod time;
 mod totals;
 
 pub(crate) use actions::{ActionStatus, ActionsBody, PublishedActionView, PublishedActionsView};
-pub(crate) use conversation::{ConversationListView, ConversationPageView};
+pub(crate) use conversation::{ConversationListView, ConversationPageView, Searched};
 pub(crate) use dead_letters::{
     DeadLetterDetailView, DeadLetterListView, DiscardBody, DiscardedView, Errors, ReplayedView,
 };

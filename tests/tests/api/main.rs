@@ -12,6 +12,7 @@ mod publishing;
 mod reading;
 mod refusing;
 mod schemathesis;
+mod searching;
 mod signatures;
 mod tls;
 

@@ -3,9 +3,11 @@
 use chrono::{Days, NaiveDate, Utc};
 use database::{
     CONVERSATION_READ, PageFilter, PagePosition, ReadingOrder, TotalsRequest, TranscriptRequest,
+    WordSearch,
 };
 use domain::ids::{ConversationKey, MessageId};
 use domain::message::Position;
+use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use serde_json::json;
 
@@ -15,7 +17,7 @@ use crate::endpoint::{Answer, Call};
 use crate::etag::ETag;
 use crate::parameters::{self as p, Order};
 use crate::problem::Problem;
-use crate::views::{ConversationListView, ConversationPageView, TenantStatsView};
+use crate::views::{ConversationListView, ConversationPageView, Searched, TenantStatsView};
 
 /// The most days of a request for statistics.
 const MOST_DAYS: u64 = 366;
@@ -65,11 +67,18 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
         from: parameters.optional(&p::FROM),
         to: parameters.optional(&p::TO),
     };
+    let words = parameters.optional(&p::TEXT);
     let limit = parameters.optional(&p::CONVERSATIONS).unwrap_or(50);
     let cursor = parameters.optional(&p::CURSOR);
+    let is_archive = matches!(filter.status, None | Some(ConversationStatus::Archived));
+    if words.is_some() && !is_archive {
+        let detail =
+            "`text` searches archived conversations alone; leave `status` out, or say archived";
+        parameters.fault("status", detail.to_owned());
+    }
     parameters.checked()?;
     let tenant = call.tenant()?;
-    let filter_text = format!("{filter:?}");
+    let filter_text = format!("{filter:?} {words:?}");
     let endpoint = call.endpoint.name;
     let scope = CursorScope { tenant: Some(&tenant), endpoint, filter: &filter_text };
     let after = match cursor {
@@ -80,12 +89,20 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
             Some(position.ok_or_else(Problem::not_found)?)
         }
     };
-    let page =
-        call.database(&tenant).conversation_page(&tenant, &filter, after.as_ref(), limit).await?;
+    let (database, after) = (call.database(&tenant), after.as_ref());
+    let page = match &words {
+        None => database.conversation_page(&tenant, &filter, after, limit).await?,
+        Some(words) => {
+            let time = call.api.settings.search_time;
+            let search = WordSearch { words, filter: &filter, after, limit, time };
+            database.search_words(&tenant, &search).await?
+        }
+    };
     let next = page.next.map(|position| {
         Place::new(position.created_at, &position.id).cursor(&call.api.secrets, scope)
     });
-    let view = ConversationListView::new(&page.conversations, next);
+    let searched = words.map(|_| Searched::Archived);
+    let view = ConversationListView::new(&page.conversations, next, searched);
     Answer::json(&view, Audited::Counted(Some(tenant.clone())))
 }
 

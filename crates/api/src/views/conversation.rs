@@ -19,6 +19,17 @@ pub(crate) struct ConversationListView<'a> {
     conversations: Vec<ConversationView<'a>>,
     /// `cursor` of the next page; null: there is none.
     next: Option<String>,
+    /// Where `text` was searched; absent without `text`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    searched: Option<Searched>,
+}
+
+/// Where words are searched.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Searched {
+    /// In archived conversations. Those that go on are not found by words.
+    Archived,
 }
 
 /// A conversation.
@@ -127,8 +138,13 @@ pub(crate) struct StatisticsView<'a> {
 }
 
 impl<'a> ConversationListView<'a> {
-    pub(crate) fn new(conversations: &'a [ConversationSummary], next: Option<String>) -> Self {
-        Self { conversations: conversations.iter().map(ConversationView::from).collect(), next }
+    pub(crate) fn new(
+        conversations: &'a [ConversationSummary],
+        next: Option<String>,
+        searched: Option<Searched>,
+    ) -> Self {
+        let conversations = conversations.iter().map(ConversationView::from).collect();
+        Self { conversations, next, searched }
     }
 }
 
