@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use database::{
-    ApiDatabase, ApiRole, ConversationPage, Database, PageFilter, PagePosition, Settings,
-    TenantKey, WordSearch,
+    ApiDatabase, ApiRole, ApiRoleKind, ConversationPage, Database, PageFilter, PagePosition,
+    Settings, Statements, TenantKey, WordSearch,
 };
 use domain::ids::TenantId;
 use domain::words::SearchWords;
@@ -38,7 +38,11 @@ impl Archive {
         let owner = Database::open(&settings(&env.database_url)).unwrap();
         owner.migrate(|| {}).await.unwrap();
         let key = TenantKey::new([7; 32]);
-        let role = ApiRole { name: env.api_role(), password: Some("s3cret".to_owned()) };
+        let role = ApiRole {
+            kind: ApiRoleKind::Tenants,
+            name: env.api_role(),
+            password: Some("s3cret".to_owned()),
+        };
         owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
         env.psql(&format!(
             "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation, agent_id, user_id, model_name,
@@ -61,7 +65,7 @@ impl Archive {
         env.psql("VACUUM ANALYZE").await.unwrap();
         let (_, address) = env.database_url.rsplit_once('@').unwrap();
         let url = format!("postgres://{}:s3cret@{address}", role.name);
-        let api = ApiDatabase::open(&settings(&url), key).unwrap();
+        let api = ApiDatabase::open(&settings(&url), key, Statements::Prepared).unwrap();
         api.verify().await.unwrap();
         Self { env, api }
     }
