@@ -11,7 +11,7 @@ use sqlx::{FromRow, Row as _};
 
 use crate::api_role::{self, ApiRoleKind};
 use crate::{
-    Database, NewAuditEntry, Result, SchemaError, Settings, Statements, TenantKey, pooler,
+    Database, Limits, NewAuditEntry, Result, SchemaError, Settings, Statements, TenantKey, pooler,
 };
 
 /// The connections of the role of the API. Cheap to clone.
@@ -68,6 +68,17 @@ impl ApiDatabase {
     #[must_use]
     pub fn of(&self, tenant: &TenantId) -> Database {
         self.database.of_tenant(self.key.signed(tenant))
+    }
+
+    /// The same server, on one connection of its own, with these limits: an answer does not wait for those to others.
+    #[must_use]
+    pub fn apart(&self, limits: Limits) -> Self {
+        Self { database: self.database.apart(limits), key: self.key.clone() }
+    }
+
+    /// For statements that read no rows of tenants.
+    pub(crate) fn untenanted(&self) -> &Database {
+        &self.database
     }
 
     /// Host and port of the server; `None` if it is a socket directory.

@@ -15,6 +15,7 @@ use crate::connection_settings::{
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::sequences::{self, AdvancedSequence};
+use crate::wal_position::ReplicaStates;
 use crate::writers::{Writer, WriterRow};
 use crate::{Error, Result};
 
@@ -29,6 +30,8 @@ pub struct Database {
     pub(crate) limits: Limits,
     /// For the role of the conversation-api: whose rows its transactions see, as [`crate::TenantKey`] signs it.
     tenant: Option<Arc<str>>,
+    /// For a read replica: where each transaction notes the state of the server.
+    states: Option<Arc<ReplicaStates>>,
 }
 
 impl Database {
@@ -56,12 +59,24 @@ impl Database {
             time_out: settings.time_out,
             limits: settings.limits(),
             tenant: None,
+            states: None,
         }
     }
 
     /// The same connections; every transaction sees the rows of the tenant that is signed here.
     pub(crate) fn of_tenant(&self, signed: String) -> Self {
         Self { tenant: Some(signed.into()), ..self.clone() }
+    }
+
+    /// The same connections; every transaction of [`Self::in_transaction`] notes the state of the server first.
+    pub(crate) fn noting(self, states: Arc<ReplicaStates>) -> Self {
+        Self { states: Some(states), ..self }
+    }
+
+    /// The same server, on one connection of its own, with these limits for a unit of work.
+    pub(crate) fn apart(&self, limits: Limits) -> Self {
+        let pool = Arc::new(self.pool.another(1));
+        Self { pool, time_out: limits.time_out, ..self.limited(limits) }
     }
 
     /// The same database and connections, with other time limits for a statement. A unit of work may take as long as
@@ -200,7 +215,13 @@ impl Database {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
-        self.in_transaction_of("BEGIN", work).await
+        self.in_transaction_of("BEGIN", async |connection| {
+            if let Some(states) = &self.states {
+                states.note(connection, self.keeps_statements()).await?;
+            }
+            work(connection).await
+        })
+        .await
     }
 
     /// Runs one transaction and rolls it back: checks whether the work succeeds, with all that PostgreSQL would check at

@@ -33,6 +33,7 @@ mod plans;
 mod pool;
 mod pooler;
 mod postgresql_identity;
+mod read_replica;
 mod reopened;
 mod rows;
 mod save;
@@ -52,6 +53,7 @@ mod totals;
 mod trace;
 mod transcript_pages;
 mod verify;
+mod wal_position;
 mod word_search;
 mod words;
 mod write_check;
@@ -85,6 +87,7 @@ pub use epoch::{ConversationNumbers, EpochChange, Numbers, OpenSaves, Recorded};
 pub use error::{Error, Result, SchemaError};
 pub use messages::{Page, Snapshot};
 pub use operator_database::OperatorDatabase;
+pub use read_replica::ApiReadReplica;
 pub use rows::{Place, SaveRow};
 pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS, Wanted};
 pub use sequences::AdvancedSequence;
@@ -101,5 +104,6 @@ pub use verify::{
     ConversationCheck, DayCheck, Difference, Differences, OrphanedRows, OrphanedStatistics, Repair,
     Scope,
 };
+pub use wal_position::{History, Lsn, ReplicaState, ReplicaStates, WalPosition};
 pub use word_search::WordSearch;
 pub use words::{TextOfMessage, TextPosition, WordBlock, WordsDone, WordsDue};

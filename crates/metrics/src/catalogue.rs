@@ -11,8 +11,8 @@ use crate::definition::{Definition, catalogue};
 use crate::labels::{
     AnomalyKind, CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome,
     EpochCause, GenerationChange, HotLoad, HotRead, HttpStatus, PublishOutcome, QueueState,
-    RefusedCredential, ReplyOutcome, RerouteCause, RetryClass, SessionEventKind, SlowOutcome,
-    SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
+    ReadServer, RefusedCredential, ReplyOutcome, RerouteCause, RetryClass, SessionEventKind,
+    SlowOutcome, SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms; lock waits and slow disks show from 0.5 s; the timeouts of the
@@ -121,6 +121,9 @@ catalogue! {
         HandlerPanics { queue: &'static str } = "verbatim_handler_panics_total" in "panics";
         /// Requests of the conversation-api, by endpoint and by how they were answered.
         HttpRequests { endpoint: &'static str, status: HttpStatus } = "verbatim_http_requests_total" in "requests";
+        /// Requests of the conversation-api whose answers may be stale (statistics, lists of conversations), by the server
+        /// that answered, and by why it was the primary.
+        StaleReads { server: ReadServer } = "verbatim_stale_reads_total" in "requests";
         /// Requests of the conversation-api without a valid key, by what is wrong with it.
         RefusedCredentials { reason: RefusedCredential }
             = "verbatim_refused_credentials_total" in "requests";
@@ -151,6 +154,12 @@ catalogue! {
         DeadLetters { queue: &'static str, reason: DeadLetterState } = "verbatim_dead_letters" in "dead letters";
         /// 1 while this process can use the dependency, else 0.
         DependencyUp { dependency: Dependency } = "verbatim_dependency_up" in "0 or 1";
+        /// How stale an answer of the read replica may be: the age of the newest position of the primary that it has
+        /// replayed. Infinite while that is unknown. It grows while the primary or the replica does not answer. Only with
+        /// `API_DATABASE_READ_URL`.
+        ReadReplicaLag = "verbatim_read_replica_lag_seconds" in "seconds";
+        /// 1 while this process uses its read replica, else 0; the log says why. Only with `API_DATABASE_READ_URL`.
+        ReadReplicaUsed = "verbatim_read_replica_used" in "0 or 1";
         /// Conversations with status `active`.
         ConversationsActive = "verbatim_conversations_active" in "conversations";
         /// By how much the most overdue close is late, after the grace period; 0 when none is overdue. Only

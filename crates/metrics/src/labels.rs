@@ -244,6 +244,22 @@ label! {
 }
 
 label! {
+    /// Which server answered a request whose answer may be stale.
+    ReadServer {
+        /// The read replica.
+        Replica = "replica",
+        /// The primary: there is no read replica.
+        Primary = "primary",
+        /// The primary: the read replica is not used.
+        PrimaryUnusable = "primary_unusable",
+        /// The primary: the read replica had not replayed the position of `Verbatim-After` in time.
+        PrimaryBehind = "primary_behind",
+        /// The primary: the read replica failed or cancelled a query, or its answer did not count.
+        PrimaryRepeated = "primary_repeated",
+    }
+}
+
+label! {
     /// What a caller of the conversation-api did that an honest one hardly does.
     AnomalyKind {
         /// An address sent many keys that were refused.

@@ -18,7 +18,7 @@ pub use label::Label;
 pub use labels::{
     AnomalyKind, CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome,
     EpochCause, GenerationChange, HotLoad, HotRead, HttpStatus, PublishOutcome, QueueState,
-    RefusedCredential, ReplyOutcome, RerouteCause, RetryClass, SessionEventKind, SlowOutcome,
-    SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
+    ReadServer, RefusedCredential, ReplyOutcome, RerouteCause, RetryClass, SessionEventKind,
+    SlowOutcome, SlowWork, SyncAlignment, TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;

@@ -142,18 +142,8 @@ impl ApiDatabaseServer {
     /// # Errors
     /// One may not, or PostgreSQL failed.
     pub async fn verify(&self) -> Result<(), Fault> {
-        self.verify_roles().await.map_err(|(kind, error)| {
-            let url = self.urls.of(kind);
-            match error {
-                SchemaError::Database(error) => Fault::Unavailable(Unavailable {
-                    server: "PostgreSQL",
-                    setting: kind.setting(),
-                    address: url.to_string(),
-                    cause: with_causes(&error),
-                }),
-                error => Fault::Refused(format!("PostgreSQL at {url}: {}", with_causes(&error))),
-            }
-        })
+        let verified = self.verify_roles().await;
+        verified.map_err(|(kind, error)| fault(kind.setting(), self.urls.of(kind), error))
     }
 
     async fn verify_roles(&self) -> Result<(), (ApiRoleKind, SchemaError)> {
@@ -178,7 +168,24 @@ impl ApiDatabaseServer {
     }
 }
 
-fn settings(url: &ServerUrl, application: &str, limits: ApiLimits) -> database::Settings {
+/// Why the server at this URL cannot be used.
+pub(crate) fn fault(setting: &'static str, url: &ServerUrl, error: SchemaError) -> Fault {
+    match error {
+        SchemaError::Database(error) => Fault::Unavailable(Unavailable {
+            server: "PostgreSQL",
+            setting,
+            address: url.to_string(),
+            cause: with_causes(&error),
+        }),
+        error => Fault::Refused(format!("PostgreSQL at {url}: {}", with_causes(&error))),
+    }
+}
+
+pub(crate) fn settings(
+    url: &ServerUrl,
+    application: &str,
+    limits: ApiLimits,
+) -> database::Settings {
     database::Settings {
         url: url.expose().to_owned(),
         application: application.to_owned(),

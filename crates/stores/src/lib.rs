@@ -5,6 +5,7 @@
 
 mod addresses;
 mod api_postgresql;
+mod api_read_replica;
 mod fault;
 mod postgresql;
 mod rabbitmq;
@@ -13,6 +14,7 @@ mod stores;
 mod watch;
 
 pub use api_postgresql::{ApiDatabaseServer, ApiLimits};
+pub use api_read_replica::ReadReplicaServer;
 pub use fault::{Fault, Unavailable};
 pub use postgresql::{COMMAND_TIMEOUT, DatabaseServer};
 pub use rabbitmq::Broker;

@@ -92,6 +92,13 @@ pub struct ApiAccessSettings {
     #[arg(long, env = "API_SECRET", value_name = "SECRET", value_delimiter = ',', required = true)]
     #[arg(value_parser = Secret::parse, help_heading = "Servers")]
     pub api_secret: Vec<Secret>,
+
+    /// A read replica of that PostgreSQL (a streaming standby) for statistics and lists of conversations, with the same
+    /// role. Without it they are read from API_DATABASE_URL. API_DATABASE_READ_URL_FILE may name a file that holds it
+    #[arg(long, env = "API_DATABASE_READ_URL")]
+    #[arg(value_name = "postgres://verbatim_api:password@replica:5432/verbatim")]
+    #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
+    pub api_database_read_url: Option<ServerUrl>,
 }
 
 /// The roles of the conversation-api, for `verbatim setup`. The URL of the first and the secret are both set or both not.
