@@ -15,6 +15,7 @@ use stores::ApiDatabaseServer;
 use crate::audit::AuditLog;
 use crate::bodies::Memory;
 use crate::rates::Rates;
+use crate::read_replica::ReadReplica;
 use crate::settings::Settings;
 
 /// The API of one process.
@@ -24,6 +25,7 @@ pub(crate) struct Api {
     /// `None`: API_OPERATOR_DATABASE_URL is not set.
     pub(crate) operators: Option<OperatorDatabase>,
     pub(crate) audit: AuditLog,
+    pub(crate) read_replica: Option<Arc<ReadReplica>>,
     pub(crate) secrets: Secrets,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) rates: Rates,
@@ -45,6 +47,7 @@ impl Api {
         service: &Service,
         settings: Settings,
         server: ApiDatabaseServer,
+        read_replica: Option<Arc<ReadReplica>>,
         authenticator: Arc<Authenticator>,
         endpoints: &Endpoints,
     ) -> Self {
@@ -61,6 +64,7 @@ impl Api {
             audit: AuditLog::start(service, &server.database),
             database: server.database,
             operators: server.operators,
+            read_replica,
             secrets: server.secrets,
             authenticator,
             metrics: service.metrics().clone(),

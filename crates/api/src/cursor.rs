@@ -26,6 +26,9 @@ pub(crate) struct Place {
     /// The id of the last item.
     #[serde(rename = "i")]
     pub(crate) id: String,
+    /// How far the read replica was from which the page was read, as `Verbatim-After` has it; `None`: the primary.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) read_at: Option<String>,
 }
 
 /// What a cursor belongs to.
@@ -41,7 +44,12 @@ pub(crate) struct CursorScope<'a> {
 
 impl Place {
     pub(crate) fn new(at: DateTime<chrono::Utc>, id: &str) -> Self {
-        Self { micros: at.timestamp_micros(), id: id.to_owned() }
+        Self { micros: at.timestamp_micros(), id: id.to_owned(), read_at: None }
+    }
+
+    /// The place of a page that was read from a replica that was so far.
+    pub(crate) fn read_at(self, read_at: Option<String>) -> Self {
+        Self { read_at, ..self }
     }
 
     /// The time; `None` if it is none, which no cursor of ours has.

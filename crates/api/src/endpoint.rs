@@ -7,12 +7,13 @@ use std::sync::Arc;
 use access::{Caller, Scope, TenantOfCaller};
 use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use database::Database;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use database::{ApiDatabase, ApiReadReplica, Database, ReplicaState, ReplicaStates, WalPosition};
 use domain::ids::TenantId;
 use schemars::{Schema, SchemaGenerator};
 use serde::Serialize;
 
+use crate::after;
 use crate::api::Api;
 use crate::audit::Audited;
 use crate::bodies::{Share, holding, shrink};
@@ -39,8 +40,20 @@ pub(crate) struct Endpoint {
     pub(crate) answer: fn(&mut SchemaGenerator) -> Schema,
     /// Whether a client may ask with `If-None-Match`.
     pub(crate) conditional: Conditional,
-    pub(crate) handler: fn(Call) -> Answering,
+    pub(crate) handler: Handler,
 }
+
+/// What answers a request, and which PostgreSQL it reads.
+pub(crate) enum Handler {
+    /// It reads the primary alone.
+    Fresh(fn(Call) -> Answering),
+    /// Its answer may be stale: it reads the rows that it gets, of the read replica or of the primary. If the replica fails,
+    /// it runs again.
+    MayBeStale(StaleHandler),
+}
+
+/// A handler whose answer may be stale.
+pub(crate) type StaleHandler = fn(Call, Rows) -> Answering;
 
 /// Whether an answer has an ETag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +66,7 @@ pub(crate) enum Conditional {
 pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<Answer, Problem>> + Send>>;
 
 /// A request that was authenticated.
+#[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) api: Arc<Api>,
     pub(crate) endpoint: &'static Endpoint,
@@ -61,6 +75,66 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     /// Empty, unless the endpoint has a body.
     pub(crate) body: Bytes,
+}
+
+/// The rows that a handler reads whose answer may be stale.
+#[derive(Clone)]
+pub(crate) struct Rows(Source);
+
+#[derive(Clone)]
+enum Source {
+    Primary(ApiDatabase),
+    Replica(ApiReadReplica, Arc<ReplicaStates>),
+}
+
+impl Rows {
+    pub(crate) fn of_primary(database: ApiDatabase) -> Self {
+        Self(Source::Primary(database))
+    }
+
+    pub(crate) fn of_replica(replica: ApiReadReplica) -> Self {
+        Self(Source::Replica(replica, Arc::default()))
+    }
+
+    /// The rows of this tenant.
+    pub(crate) fn of(&self, tenant: &TenantId) -> Database {
+        match &self.0 {
+            Source::Primary(database) => database.of(tenant),
+            Source::Replica(replica, states) => replica.of(tenant, states),
+        }
+    }
+
+    /// Fails unless these rows are at least as new as those of the page before, which were read from a primary, or from a
+    /// replica that was so far. Called before and after the page is read.
+    ///
+    /// # Errors
+    /// The primary has to answer.
+    pub(crate) fn continues(&self, read_at: Option<&str>) -> Result<(), Problem> {
+        let Source::Replica(_, states) = &self.0 else { return Ok(()) };
+        let before = read_at.and_then(after::position);
+        let is_after = |before: WalPosition| {
+            states.all().iter().all(|it| it.history == before.history && it.replayed >= before.lsn)
+        };
+        match before.is_some_and(is_after) {
+            true => Ok(()),
+            false => Err(Problem::new(Kind::Unavailable, "the read replica lacks this page")),
+        }
+    }
+
+    /// How far the replica was when the page was read, for the cursor; `None` for the primary.
+    pub(crate) fn read_at(&self) -> Option<String> {
+        let least = self.states().into_iter().min_by_key(|it| it.replayed)?;
+        let position = WalPosition { history: least.history, lsn: least.replayed };
+        Some(after::value(position))
+    }
+
+    /// What the transactions saw of the replica; empty for the primary.
+    pub(crate) fn states(&self) -> Vec<ReplicaState> {
+        match &self.0 {
+            Source::Primary(_) => Vec::new(),
+            Source::Replica(_, states) => states.all(),
+        }
+    }
 }
 
 /// An answer that is no problem.
@@ -73,6 +147,8 @@ pub(crate) struct Answer {
     share: Option<Share>,
     /// What the audit log says of it.
     pub(crate) audited: Audited,
+    /// Headers of its own.
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Call {
@@ -122,7 +198,7 @@ impl Call {
         actor_name(&self.caller)
     }
 
-    /// The rows of this tenant.
+    /// The rows of this tenant, from the primary.
     pub(crate) fn database(&self, tenant: &TenantId) -> Database {
         self.api.database.of(tenant)
     }
@@ -140,13 +216,19 @@ impl Answer {
             let detail = "the answer could not be written as JSON";
             Problem::new(Kind::Internal, detail).caused_by(&error)
         })?;
-        Ok(Self { status: StatusCode::OK, body, etag: None, is_known: false, share: None, audited })
+        let (status, headers) = (StatusCode::OK, Vec::new());
+        Ok(Self { status, body, etag: None, is_known: false, share: None, audited, headers })
     }
 
     /// The answer with this tag; without a body if the client has it already.
     pub(crate) fn tagged(mut self, etag: ETag, headers: &HeaderMap) -> Self {
         self.is_known = etag.is_known(headers);
         self.etag = Some(etag);
+        self
+    }
+
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
         self
     }
 
@@ -188,6 +270,7 @@ impl Answer {
         if let Some(value) = self.etag.and_then(|etag| etag.value()) {
             headers.insert(ETAG, value);
         }
+        headers.extend(self.headers);
         response
     }
 }

@@ -9,7 +9,7 @@ use access::Scope;
 use axum::http::Method;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use crate::endpoint::{Conditional, Endpoint};
+use crate::endpoint::{Conditional, Endpoint, Handler};
 use crate::parameters as p;
 use crate::views::{
     ActionsBody, AgentStatsView, ConversationListView, ConversationPageView, DeadLetterDetailView,
@@ -35,7 +35,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<TenantStatsView>,
         conditional: Conditional::No,
-        handler: |call| Box::pin(conversations::stats(call)),
+        handler: Handler::MayBeStale(|call, rows| Box::pin(conversations::stats(call, rows))),
     },
     Endpoint {
         name: "list_conversations",
@@ -62,7 +62,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<ConversationListView>,
         conditional: Conditional::No,
-        handler: |call| Box::pin(conversations::list(call)),
+        handler: Handler::MayBeStale(|call, rows| Box::pin(conversations::list(call, rows))),
     },
     Endpoint {
         name: "read_conversation",
@@ -76,7 +76,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<ConversationPageView>,
         conditional: Conditional::Yes,
-        handler: |call| Box::pin(conversations::full(call)),
+        handler: Handler::Fresh(|call| Box::pin(conversations::full(call))),
     },
     Endpoint {
         name: "agent_stats",
@@ -90,7 +90,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<AgentStatsView>,
         conditional: Conditional::No,
-        handler: |call| Box::pin(agents::stats(call)),
+        handler: Handler::MayBeStale(|call, rows| Box::pin(agents::stats(call, rows))),
     },
     Endpoint {
         name: "publish_actions",
@@ -108,7 +108,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: Some(schema::<ActionsBody>),
         answer: schema::<PublishedActionsView>,
         conditional: Conditional::No,
-        handler: |call| Box::pin(actions::publish(call)),
+        handler: Handler::Fresh(|call| Box::pin(actions::publish(call))),
     },
     Endpoint {
         name: "list_dead_letters",
@@ -131,7 +131,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<DeadLetterListView>,
         conditional: Conditional::No,
-        handler: |call| Box::pin(dead_letters::list(call)),
+        handler: Handler::Fresh(|call| Box::pin(dead_letters::list(call))),
     },
     Endpoint {
         name: "show_dead_letter",
@@ -144,7 +144,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<DeadLetterDetailView>,
         conditional: Conditional::No,
-        handler: |call| Box::pin(dead_letters::show(call)),
+        handler: Handler::Fresh(|call| Box::pin(dead_letters::show(call))),
     },
     Endpoint {
         name: "replay_dead_letter",
@@ -160,7 +160,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<ReplayedView>,
         conditional: Conditional::No,
-        handler: |call| Box::pin(dead_letters::replay(call)),
+        handler: Handler::Fresh(|call| Box::pin(dead_letters::replay(call))),
     },
     Endpoint {
         name: "discard_dead_letter",
@@ -174,7 +174,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: Some(schema::<DiscardBody>),
         answer: schema::<DiscardedView>,
         conditional: Conditional::No,
-        handler: |call| Box::pin(dead_letters::discard(call)),
+        handler: Handler::Fresh(|call| Box::pin(dead_letters::discard(call))),
     },
 ];
 

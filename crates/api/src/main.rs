@@ -6,6 +6,7 @@
 //! Invariants: the tenant of a request comes from its key, never from its body; a handler gets a database that sees that
 //! tenant alone; another tenant's id is answered as an id that never was.
 
+mod after;
 mod api;
 mod audit;
 mod bodies;
@@ -16,13 +17,16 @@ mod documents;
 mod endpoint;
 mod endpoints;
 mod etag;
+mod lag;
 mod openapi;
 mod parameters;
 mod pipeline;
 mod problem;
 mod rates;
+mod read_replica;
 mod reference;
 mod settings;
+mod stale_reads;
 mod stream;
 mod tls;
 mod views;
@@ -39,6 +43,7 @@ use stores::{ApiDatabaseServer, Broker};
 use tokio::net::TcpListener;
 
 use crate::api::Api;
+use crate::read_replica::ReadReplica;
 use crate::settings::Settings;
 use crate::tls::Tls;
 
@@ -60,6 +65,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let server = ApiDatabaseServer::of_service(&service, &settings.access, settings.database())?;
     server.watch(&service);
     server.wait_until_verified().await?;
+    let read_replica = ReadReplica::open(&service, &settings, &server).await?;
     let authenticator = Arc::new(Authenticator::new(
         server.database.clone(),
         service.clock().clone(),
@@ -68,7 +74,8 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     refresh_keys(&service, &authenticator);
     let address = listener.local_addr()?;
     let endpoints = Broker::of_process(&settings.amqp, service.process())?.endpoints;
-    let api = Arc::new(Api::new(&service, settings, server, authenticator, &endpoints));
+    let api =
+        Arc::new(Api::new(&service, settings, server, read_replica, authenticator, &endpoints));
     match &tls {
         Some(tls) => tls.watch(&service, reload),
         None if address.ip().is_loopback() => {}

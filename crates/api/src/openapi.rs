@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use axum::http::HeaderName;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use crate::endpoint::{Conditional, Endpoint};
+use crate::after::AFTER;
+use crate::endpoint::{Conditional, Endpoint, Handler};
 use crate::endpoints::ENDPOINTS;
 use crate::parameters::{Declared, Place};
 use crate::problem::{Kind, ProblemView};
+use crate::stale_reads::{LAG, SERVED_BY};
 
 /// The document.
 pub(crate) static VALUE: LazyLock<Value> = LazyLock::new(document);
@@ -74,6 +77,21 @@ fn operation(endpoint: &Endpoint, answer: &Value, body: Option<Value>) -> Value 
         let about = "If-None-Match names the current answer";
         answers.insert("304".to_owned(), json!({ "description": about }));
     }
+    if let Handler::MayBeStale(_) = endpoint.handler {
+        let server = json!({ "type": "string", "enum": ["primary", "replica"] });
+        let about = "Which PostgreSQL was read";
+        headers.insert(named(&SERVED_BY), json!({ "description": about, "schema": server }));
+        let lag = json!({ "type": "integer", "minimum": 0 });
+        let about =
+            "How many milliseconds old the answer is at most. Only where a read replica was read";
+        headers.insert(named(&LAG), json!({ "description": about, "schema": lag }));
+    }
+    if endpoint.body.is_some() {
+        let about = "With `wait=durable` and a read replica: a position behind what was written. In a later request it asks \
+                     for an answer that has it";
+        let after = json!({ "description": about, "schema": { "type": "string" } });
+        headers.insert(named(&AFTER), after);
+    }
     let ok = json!({
         "description": endpoint.summary,
         "headers": headers,
@@ -103,6 +121,19 @@ fn operation(endpoint: &Endpoint, answer: &Value, body: Option<Value>) -> Value 
             json!({ "required": true, "content": { "application/json": { "schema": body } } });
         answers_of_publishing(&mut operation);
     }
+    if let Handler::MayBeStale(_) = endpoint.handler {
+        let after = json!({
+            "name": named(&AFTER),
+            "in": "header",
+            "description": "The value of this header in an answer of `POST /api/actions?wait=durable`: the answer has what was \
+                            written there. It is from the read replica if that has it within 100 ms \
+                            (VERBATIM_REPLICA_WAIT), else from the primary",
+            "schema": { "type": "string" },
+        });
+        if let Some(list) = operation["parameters"].as_array_mut() {
+            list.push(after);
+        }
+    }
     if endpoint.conditional == Conditional::Yes {
         let known = json!({
             "name": "If-None-Match",
@@ -129,6 +160,15 @@ fn answers_of_publishing(operation: &mut Value) {
     if let Some(list) = operation["parameters"].as_array_mut() {
         list.push(key);
     }
+}
+
+/// The name of a header, as documents write it: each part begins with a capital.
+fn named(header: &HeaderName) -> String {
+    let capital = |part: &str| {
+        let (first, rest) = part.split_at(1);
+        format!("{}{rest}", first.to_uppercase())
+    };
+    header.as_str().split('-').map(capital).collect::<Vec<_>>().join("-")
 }
 
 fn parameter(it: &dyn Declared) -> Value {

@@ -59,7 +59,7 @@ impl<T> Declared for Parameter<T> {
 }
 
 /// The parameters of a request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Parameters {
     values: BTreeMap<String, String>,
     faults: Vec<Fault>,

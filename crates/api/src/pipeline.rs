@@ -38,11 +38,12 @@ use crate::audit::Audited;
 use crate::bodies::{self, ReadBody};
 use crate::client_address::client_address;
 use crate::documents::DOCUMENTS;
-use crate::endpoint::{Call, Endpoint, actor_name};
+use crate::endpoint::{Call, Endpoint, Handler, actor_name};
 use crate::endpoints::ENDPOINTS;
 use crate::parameters::Parameters;
 use crate::problem::{Fault, Kind, Problem, SOON};
 use crate::rates::Allowance;
+use crate::stale_reads;
 
 /// The parameters of a path, which may be no UTF-8.
 type PathParams = Result<RawPathParams, RawPathParamsRejection>;
@@ -212,7 +213,10 @@ async fn handle(
     let (audit, actor) = (api.audit.clone(), actor_name(&caller));
     let call = Call { api, endpoint, caller, parameters, headers: parts.headers, body: body.bytes };
     // The memory of the body is free when the answer is ready.
-    let answer = (endpoint.handler)(call).await;
+    let answer = match endpoint.handler {
+        Handler::Fresh(handler) => handler(call).await,
+        Handler::MayBeStale(handler) => stale_reads::answer(call, handler).await,
+    };
     drop(body.share);
     let mut answer = answer?;
     if let Audited::Entry { detail, .. } = &mut answer.audited {
@@ -339,13 +343,14 @@ fn allow_origin(
         return;
     }
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    let exposed = "ETag, Retry-After, RateLimit, RateLimit-Policy, X-Request-Id";
+    let exposed = "ETag, Retry-After, RateLimit, RateLimit-Policy, Verbatim-After, Verbatim-Replica-Lag-Ms, \
+                   Verbatim-Served-By, X-Request-Id";
     headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
     if is_preflight {
         let methods = HeaderValue::from_static("GET, POST");
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
         headers.insert(ALLOW, methods);
-        let sent = "Authorization, Content-Type, If-None-Match, Idempotency-Key, X-Request-Id";
+        let sent = "Authorization, Content-Type, If-None-Match, Idempotency-Key, Verbatim-After, X-Request-Id";
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(sent));
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     }

@@ -37,7 +37,7 @@ pub(crate) struct Settings {
     #[command(flatten)]
     pub(crate) users: AmqpUserSettings,
 
-    /// Maximum number of connections to PostgreSQL
+    /// Maximum number of connections to PostgreSQL; with a read replica to each of the two servers, and one more to each
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..))]
     #[arg(value_name = "NUMBER", help_heading = "Servers")]
     pub(crate) api_database_connections: u32,
@@ -57,6 +57,16 @@ pub(crate) struct Settings {
     #[arg(long, default_value = "100ms", value_name = "DURATION", value_parser = positive_duration)]
     #[arg(help_heading = "Servers")]
     pub(crate) search_time: Duration,
+
+    /// A read replica that is further behind is not used. At least 1s
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(help_heading = "Servers")]
+    pub(crate) replica_max_lag: Duration,
+
+    /// How long a request with the header Verbatim-After waits for the read replica. Then the primary answers
+    #[arg(long, default_value = "100ms", value_name = "DURATION", value_parser = duration)]
+    #[arg(help_heading = "Servers")]
+    pub(crate) replica_wait: Duration,
 
     /// Address of the API. By default only programs on this host reach it
     #[arg(
@@ -187,6 +197,9 @@ pub(crate) struct Settings {
 /// How long a request may take besides `durable_wait`: connecting for replies, and RabbitMQ's confirm.
 const PUBLISHING: Duration = Duration::from_secs(17);
 
+/// A shorter maximum would exclude a read replica that is not behind.
+const LEAST_MAX_LAG: Duration = Duration::from_secs(1);
+
 impl Settings {
     /// Fails if settings contradict each other.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
@@ -202,6 +215,12 @@ impl Settings {
             self.durable_wait,
             self.request_timeout,
             PUBLISHING.as_secs()
+        );
+        anyhow::ensure!(
+            self.replica_max_lag >= LEAST_MAX_LAG,
+            "VERBATIM_REPLICA_MAX_LAG is {:?}: it must be at least {} s, because the servers are asked every 250 ms",
+            self.replica_max_lag,
+            LEAST_MAX_LAG.as_secs()
         );
         Ok(())
     }

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::after;
 use crate::audit::Audited;
 use crate::endpoint::{Answer, Call};
 use crate::parameters::{self as p, Wait};
@@ -134,8 +135,20 @@ pub(crate) async fn publish(mut call: Call) -> Result<Answer, Problem> {
     confirmed(&call, actions, &replies).await?;
     views.iter_mut().for_each(|view| view.status = ActionStatus::Accepted);
     let is_durable = settled(&call, &mut views, replies, prefix).await?;
-    let status = if is_durable { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok(Answer::json(&PublishedActionsView { actions: views }, audited)?.with_status(status))
+    let answer = Answer::json(&PublishedActionsView { actions: views }, audited)?;
+    Ok(match is_durable {
+        true => with_position(answer, &call).await,
+        false => answer.with_status(StatusCode::ACCEPTED),
+    })
+}
+
+/// The answer with a position from after the commit, where there is a read replica that may lack it.
+async fn with_position(answer: Answer, call: &Call) -> Answer {
+    let Some(replica) = &call.api.read_replica else { return answer };
+    match replica.position().await.and_then(after::header) {
+        Some(header) => answer.with_header(after::AFTER, header),
+        None => answer,
+    }
 }
 
 /// The actions of the request, or all that is wrong with them.

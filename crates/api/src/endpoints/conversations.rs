@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::audit::Audited;
 use crate::cursor::{CursorScope, Place};
-use crate::endpoint::{Answer, Call};
+use crate::endpoint::{Answer, Call, Rows};
 use crate::etag::ETag;
 use crate::parameters::{self as p, Order};
 use crate::problem::Problem;
@@ -24,10 +24,10 @@ const MOST_DAYS: u64 = 366;
 /// How many days there are by default.
 const DAYS: u64 = 30;
 
-pub(crate) async fn stats(mut call: Call) -> Result<Answer, Problem> {
+pub(crate) async fn stats(mut call: Call, rows: Rows) -> Result<Answer, Problem> {
     let request = totals_request(&mut call)?;
     let tenant = call.tenant()?;
-    let database = call.database(&tenant);
+    let database = rows.of(&tenant);
     let (totals, active) = tokio::join!(
         database.totals_of_days(&tenant, &request),
         database.active_conversations(&tenant)
@@ -57,7 +57,7 @@ pub(crate) fn totals_request(call: &mut Call) -> Result<TotalsRequest, Problem> 
     Ok(TotalsRequest { from, to, agent, model })
 }
 
-pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
+pub(crate) async fn list(mut call: Call, rows: Rows) -> Result<Answer, Problem> {
     let parameters = &mut call.parameters;
     let filter = PageFilter {
         status: parameters.optional(&p::STATUS),
@@ -81,15 +81,19 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
     let filter_text = format!("{filter:?} {words:?}");
     let endpoint = call.endpoint.name;
     let scope = CursorScope { tenant: Some(&tenant), endpoint, filter: &filter_text };
-    let after = match cursor {
+    let before = match cursor {
         None => None,
-        Some(cursor) => {
-            let place = place(&mut call, &cursor, scope)?;
-            let position = place.at().map(|created_at| PagePosition { created_at, id: place.id });
-            Some(position.ok_or_else(Problem::not_found)?)
+        Some(cursor) => Some(place(&mut call, &cursor, scope)?),
+    };
+    let after = match &before {
+        None => None,
+        Some(place) => {
+            rows.continues(place.read_at.as_deref())?;
+            let created_at = place.at().ok_or_else(Problem::not_found)?;
+            Some(PagePosition { created_at, id: place.id.clone() })
         }
     };
-    let (database, after) = (call.database(&tenant), after.as_ref());
+    let (database, after) = (rows.of(&tenant), after.as_ref());
     let page = match &words {
         None => database.conversation_page(&tenant, &filter, after, limit).await?,
         Some(words) => {
@@ -98,8 +102,12 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
             database.search_words(&tenant, &search).await?
         }
     };
+    if let Some(place) = &before {
+        rows.continues(place.read_at.as_deref())?;
+    }
     let next = page.next.map(|position| {
-        Place::new(position.created_at, &position.id).cursor(&call.api.secrets, scope)
+        let place = Place::new(position.created_at, &position.id).read_at(rows.read_at());
+        place.cursor(&call.api.secrets, scope)
     });
     let searched = words.map(|_| Searched::Archived);
     let view = ConversationListView::new(&page.conversations, next, searched);
