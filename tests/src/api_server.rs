@@ -16,6 +16,9 @@ use crate::Scenario;
 /// The secret of the API in tests.
 const SECRET: &str = "a-secret-of-the-tests-of-the-api";
 
+/// The password of its role.
+const PASSWORD: &str = "s3cret";
+
 /// One replica.
 pub struct ApiServer {
     /// The process.
@@ -86,6 +89,15 @@ impl ApiServer {
     #[must_use]
     pub fn database_urls(scenario: &Scenario) -> [String; 2] {
         ROLES.map(|kind| url_of(&role(kind, scenario), &scenario.database_url))
+    }
+
+    /// The URL with which the role of the API for tenants reaches a PostgreSQL at this URL.
+    ///
+    /// # Panics
+    /// When the URL has another form.
+    #[must_use]
+    pub fn url_of_role(scenario: &Scenario, database_url: &str) -> String {
+        url_of(&role(ApiRoleKind::Tenants, scenario), database_url)
     }
 
     /// A new key of a tenant, with these scopes.
@@ -201,12 +213,12 @@ fn role(kind: ApiRoleKind, scenario: &Scenario) -> ApiRole {
         ApiRoleKind::Tenants => "api",
         ApiRoleKind::Operators => "operator",
     };
-    ApiRole { kind, name: format!("{name}_{suffix}"), password: Some("s3cret".to_owned()) }
+    ApiRole { kind, name: format!("{name}_{suffix}"), password: Some(PASSWORD.to_owned()) }
 }
 
 fn url_of(role: &ApiRole, database_url: &str) -> String {
     let (_, address) = database_url.rsplit_once('@').expect("a user");
-    format!("postgres://{}:s3cret@{address}", role.name)
+    format!("postgres://{}:{PASSWORD}@{address}", role.name)
 }
 
 fn actor() -> Actor {

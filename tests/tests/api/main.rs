@@ -11,6 +11,8 @@ mod pooler;
 mod publishing;
 mod reading;
 mod refusing;
+mod replica;
+mod replica_failing;
 mod schemathesis;
 mod searching;
 mod signatures;
