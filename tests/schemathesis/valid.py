@@ -1,7 +1,7 @@
 """Hooks of the run with valid requests: they put in what the schema of the API cannot say.
 
-Ids are those of what is stored. A cursor belongs to one list with one filter, so no generated one is valid. The fields of an
-action depend on its type.
+Ids are those of what is stored. A cursor belongs to one list with one filter, so no generated one is valid. Days are at most
+a year apart. The fields of an action depend on its type.
 """
 
 import itertools
@@ -29,9 +29,21 @@ def map_path_parameters(context, parameters):
 def map_query(context, query):
     query = dict(query or {})
     query.pop("cursor", None)
-    if "tenant_id" in query:
-        query["tenant_id"] = "acme"
-    return query
+    stored = {"tenant_id": "acme", "text": "said"}
+    if "/list/" in context.operation.path:
+        stored |= {"from": "2026-01-01T00:00:00Z", "to": "2027-01-01T00:00:00Z"}
+    else:
+        stored |= {"from": "2026-01-01", "to": "2026-12-31"}
+    if "from" in query or "to" in query:
+        query |= {"from": "", "to": ""}
+    if "text" in query:
+        query.pop("status", None)
+    return {name: stored.get(name, value) for name, value in query.items()}
+
+
+@schemathesis.hook
+def map_headers(context, headers):
+    return {name: value for name, value in (headers or {}).items() if name != "Verbatim-After"}
 
 
 @schemathesis.hook

@@ -40,6 +40,7 @@ pub(crate) struct Endpoint {
     pub(crate) answer: fn(&mut SchemaGenerator) -> Schema,
     /// Whether a client may ask with `If-None-Match`.
     pub(crate) conditional: Conditional,
+    pub(crate) publishes: Publishes,
     pub(crate) handler: Handler,
 }
 
@@ -54,6 +55,13 @@ pub(crate) enum Handler {
 
 /// A handler whose answer may be stale.
 pub(crate) type StaleHandler = fn(Call, Rows) -> Answering;
+
+/// Whether a request publishes actions: then it takes a key of idempotency, and may be answered before they take effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Publishes {
+    Yes,
+    No,
+}
 
 /// Whether an answer has an ETag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

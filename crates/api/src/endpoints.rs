@@ -9,7 +9,7 @@ use access::Scope;
 use axum::http::Method;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use crate::endpoint::{Conditional, Endpoint, Handler};
+use crate::endpoint::{Conditional, Endpoint, Handler, Publishes};
 use crate::parameters as p;
 use crate::views::{
     ActionsBody, AgentStatsView, ConversationListView, ConversationPageView, DeadLetterDetailView,
@@ -35,6 +35,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<TenantStatsView>,
         conditional: Conditional::No,
+        publishes: Publishes::No,
         handler: Handler::MayBeStale(|call, rows| Box::pin(conversations::stats(call, rows))),
     },
     Endpoint {
@@ -62,6 +63,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<ConversationListView>,
         conditional: Conditional::No,
+        publishes: Publishes::No,
         handler: Handler::MayBeStale(|call, rows| Box::pin(conversations::list(call, rows))),
     },
     Endpoint {
@@ -76,6 +78,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<ConversationPageView>,
         conditional: Conditional::Yes,
+        publishes: Publishes::No,
         handler: Handler::Fresh(|call| Box::pin(conversations::full(call))),
     },
     Endpoint {
@@ -90,6 +93,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<AgentStatsView>,
         conditional: Conditional::No,
+        publishes: Publishes::No,
         handler: Handler::MayBeStale(|call, rows| Box::pin(agents::stats(call, rows))),
     },
     Endpoint {
@@ -108,6 +112,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: Some(schema::<ActionsBody>),
         answer: schema::<PublishedActionsView>,
         conditional: Conditional::No,
+        publishes: Publishes::Yes,
         handler: Handler::Fresh(|call| Box::pin(actions::publish(call))),
     },
     Endpoint {
@@ -131,6 +136,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<DeadLetterListView>,
         conditional: Conditional::No,
+        publishes: Publishes::No,
         handler: Handler::Fresh(|call| Box::pin(dead_letters::list(call))),
     },
     Endpoint {
@@ -144,6 +150,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<DeadLetterDetailView>,
         conditional: Conditional::No,
+        publishes: Publishes::No,
         handler: Handler::Fresh(|call| Box::pin(dead_letters::show(call))),
     },
     Endpoint {
@@ -160,6 +167,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: None,
         answer: schema::<ReplayedView>,
         conditional: Conditional::No,
+        publishes: Publishes::No,
         handler: Handler::Fresh(|call| Box::pin(dead_letters::replay(call))),
     },
     Endpoint {
@@ -174,6 +182,7 @@ pub(crate) static ENDPOINTS: [Endpoint; 9] = [
         body: Some(schema::<DiscardBody>),
         answer: schema::<DiscardedView>,
         conditional: Conditional::No,
+        publishes: Publishes::No,
         handler: Handler::Fresh(|call| Box::pin(dead_letters::discard(call))),
     },
 ];

@@ -8,7 +8,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use crate::after::AFTER;
-use crate::endpoint::{Conditional, Endpoint, Handler};
+use crate::endpoint::{Conditional, Endpoint, Handler, Publishes};
 use crate::endpoints::ENDPOINTS;
 use crate::parameters::{Declared, Place};
 use crate::problem::{Kind, ProblemView};
@@ -86,7 +86,7 @@ fn operation(endpoint: &Endpoint, answer: &Value, body: Option<Value>) -> Value 
             "How many milliseconds old the answer is at most. Only where a read replica was read";
         headers.insert(named(&LAG), json!({ "description": about, "schema": lag }));
     }
-    if endpoint.body.is_some() {
+    if endpoint.publishes == Publishes::Yes {
         let about = "With `wait=durable` and a read replica: a position behind what was written. In a later request it asks \
                      for an answer that has it";
         let after = json!({ "description": about, "schema": { "type": "string" } });
@@ -119,6 +119,8 @@ fn operation(endpoint: &Endpoint, answer: &Value, body: Option<Value>) -> Value 
     if let Some(body) = body {
         operation["requestBody"] =
             json!({ "required": true, "content": { "application/json": { "schema": body } } });
+    }
+    if endpoint.publishes == Publishes::Yes {
         answers_of_publishing(&mut operation);
     }
     if let Handler::MayBeStale(_) = endpoint.handler {
@@ -148,7 +150,7 @@ fn operation(endpoint: &Endpoint, answer: &Value, body: Option<Value>) -> Value 
     operation
 }
 
-/// An endpoint with a body takes a key of idempotency, and may answer before what it does is done.
+/// What an endpoint has that publishes actions.
 fn answers_of_publishing(operation: &mut Value) {
     operation["responses"]["202"] = operation["responses"]["200"].clone();
     let key = json!({

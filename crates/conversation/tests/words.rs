@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use conversation::{Closer, Deleted};
-use database::{ApiDatabase, ApiRole, PageFilter, PagePosition, TenantKey, WordSearch};
+use database::{
+    ApiDatabase, ApiRole, ApiRoleKind, PageFilter, PagePosition, Statements, TenantKey, WordSearch,
+};
 use domain::action::{Action, SaveMessage};
 use domain::ids::TenantId;
 use domain::words::SearchWords;
@@ -28,11 +30,15 @@ impl World {
         let (env, replica) = stores().await;
         let closer = closer(&env, &replica, at_once()).await;
         let key = TenantKey::new([7; 32]);
-        let role = ApiRole { name: env.api_role(), password: Some("s3cret".to_owned()) };
+        let role = ApiRole {
+            kind: ApiRoleKind::Tenants,
+            name: env.api_role(),
+            password: Some("s3cret".to_owned()),
+        };
         replica.database.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
         let (_, address) = env.database_url.rsplit_once('@').unwrap();
         let url = format!("postgres://{}:s3cret@{address}", role.name);
-        let api = ApiDatabase::open(&database_settings(&url), key).unwrap();
+        let api = ApiDatabase::open(&database_settings(&url), key, Statements::Prepared).unwrap();
         api.verify().await.unwrap();
         Self { env, replica, closer, api }
     }
