@@ -9,8 +9,7 @@ use uuid::Uuid;
 use crate::{archived, started, with_status};
 
 fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    i64::try_from(since.as_secs()).unwrap()
+    service::clock::system().now().micros() / 1_000_000
 }
 
 fn header(key: &ApiKey, request: (&str, &str), body: &str) -> String {
