@@ -13,6 +13,8 @@ const TRIES: usize = 5;
 
 /// Whether there is one. It may be overlooked while others use it heavily.
 pub(crate) async fn is_found(database: &Database) -> Result<bool> {
+    // Two connections of its own: others may be in use, or there may be one alone.
+    let database = database.with_limits(database.limits(), 2);
     // As a name of its column the mark is a part of the statement.
     let mark = Uuid::new_v4().to_string();
     database

@@ -166,8 +166,8 @@ impl Api {
         let mut connection = Connection::open(self.address).await?;
         let authorization = self.key(Key::Large);
         let mut cursor = String::new();
-        for _ in 0..(messages / 2 / 1_000).max(1) {
-            let path = format!("/api/conversations/{LONG}/full?limit=1000{cursor}");
+        for _ in 0..(messages / 2 / 100).max(1) {
+            let path = format!("/api/conversations/{LONG}/full?limit=100{cursor}");
             let response = connection.get(&path, &[("authorization", &authorization)]).await?;
             ensure!(response.status == 200, "{path}: {response:?}");
             let page: Value = serde_json::from_str(&response.body)?;
