@@ -1,9 +1,10 @@
 //! Pages of a conversation's messages, from either end, active or archived alike.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Duration, Utc};
 use domain::ids::ConversationKey;
 use domain::json::Json;
 use domain::message::{Message, Position};
+use domain::time::Timestamp;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow as _, PgConnection, Row as _};
 
@@ -129,17 +130,28 @@ async fn statistics(
         .await?)
 }
 
+/// A time before every message: times are of the years 1970 to 2199 (`domain::time`).
+fn before_all() -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH - Duration::days(1)
+}
+
+/// A time after every message.
+fn after_all() -> DateTime<Utc> {
+    DateTime::from(Timestamp::LATEST) + Duration::days(1)
+}
+
 struct Messages {
     messages: Vec<PagedMessage>,
     has_more: bool,
 }
 
 /// As `read_page` of `messages.rs`: the innermost query reads the index in its order, with all rows of the last time,
-/// which are then sorted by id.
+/// which are then sorted by id. Each condition compares a column with a parameter: under row-level security PostgreSQL
+/// enters an index with nothing else, not with `coalesce($2, …)`.
 pub(crate) fn messages_statement(order: ReadingOrder) -> String {
-    let (direction, beyond, start) = match order {
-        ReadingOrder::OldestFirst => ("ASC", ">", "-infinity"),
-        ReadingOrder::NewestFirst => ("DESC", "<", "infinity"),
+    let (direction, beyond) = match order {
+        ReadingOrder::OldestFirst => ("ASC", ">"),
+        ReadingOrder::NewestFirst => ("DESC", "<"),
     };
     format!(
         "SELECT page.*, (SELECT t.tokens FROM message_tokens t WHERE t.conversation = $1 AND t.id = page.id) AS tokens
@@ -148,9 +160,9 @@ pub(crate) fn messages_statement(order: ReadingOrder) -> String {
                       sum({MESSAGE_BYTES}) OVER in_order AS bytes
                FROM (SELECT * FROM message_rows
                      WHERE conversation = $1
-                       AND created_at {beyond}= coalesce($2, '{start}'::timestamptz)
-                       AND ($2 IS NULL OR created_at {beyond} $2 OR id {beyond} $3 COLLATE \"C\")
-                       AND created_at > coalesce($4, '-infinity'::timestamptz)
+                       AND created_at {beyond}= $2
+                       AND (created_at {beyond} $2 OR id {beyond} $3 COLLATE \"C\")
+                       AND created_at > $4
                      ORDER BY created_at {direction} FETCH FIRST ($5) ROWS WITH TIES) AS m
                WINDOW in_order AS (ORDER BY m.created_at {direction}, m.id {direction})) AS page
          WHERE n <= $5 AND (n = 1 OR bytes <= $6)
@@ -169,9 +181,13 @@ async fn messages(
     let after = request.after.as_ref();
     let rows = sqlx::query(AssertSqlSafe(messages_statement(request.order)))
         .bind(number)
-        .bind(after.map(|position| DateTime::<Utc>::from(position.created_at)))
-        .bind(after.map(|position| position.id.as_str()))
-        .bind(erased_at)
+        .bind(match (after, request.order) {
+            (Some(position), _) => position.created_at.into(),
+            (None, ReadingOrder::OldestFirst) => before_all(),
+            (None, ReadingOrder::NewestFirst) => after_all(),
+        })
+        .bind(after.map_or("", |position| position.id.as_str()))
+        .bind(erased_at.unwrap_or_else(before_all))
         .bind(wanted + 1)
         .bind(i64::try_from(request.max_bytes).unwrap_or(i64::MAX))
         .persistent(database.keeps_statements())
@@ -209,7 +225,7 @@ pub(crate) fn beyond(order: ReadingOrder) -> String {
         "SELECT EXISTS (SELECT FROM message_rows
                         WHERE conversation = $1 AND created_at {beyond}= $2
                           AND (created_at {beyond} $2 OR id {beyond} $3 COLLATE \"C\")
-                          AND created_at > coalesce($4, '-infinity'::timestamptz))"
+                          AND created_at > $4)"
     )
 }
 
@@ -225,7 +241,7 @@ async fn any_beyond(
         .bind(number)
         .bind(DateTime::<Utc>::from(position.created_at))
         .bind(position.id.as_str())
-        .bind(erased_at)
+        .bind(erased_at.unwrap_or_else(before_all))
         .persistent(database.keeps_statements())
         .fetch_one(connection)
         .await?)

@@ -29,7 +29,8 @@ pub(crate) struct Options {
     /// conversation; the others are in conversations of 35
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     messages: u64,
-    /// Requests per second
+    /// Requests per second. Searches, statistics of 30 days and a filter that nothing matches: a tenth of these; statistics
+    /// of 366 days: a hundredth
     #[arg(long, default_value_t = 200)]
     rate: u32,
     /// For how long each kind of request is sent, in seconds
@@ -50,7 +51,7 @@ pub(crate) struct Options {
 const CONNECTIONS: usize = 32;
 
 /// Requests of each kind before those that are measured.
-const WARM_UP: usize = 50;
+const WARM_UP: usize = 32;
 
 /// How long the API may take to start, and the fleet to save its last messages.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -86,6 +87,8 @@ struct Ids {
 struct Request {
     kind: &'static str,
     limit: f64,
+    /// It is sent so many times less often than the others.
+    rarer: u32,
     key: Key,
     path: Box<dyn Fn(usize) -> String + Send + Sync>,
 }
@@ -183,15 +186,19 @@ fn requests(middle: String) -> Vec<Request> {
     let list = |kind, query: fn(usize) -> String| Request {
         kind,
         limit: 100.0,
+        rarer: 1,
         key: Key::Large,
         path: Box::new(move |n| format!("/api/conversations/list/{LARGE}?limit=50{}", query(n))),
     };
     let transcript = |kind, key, path: Box<dyn Fn(usize) -> String + Send + Sync>| Request {
         kind,
         limit: 50.0,
+        rarer: 1,
         key,
         path,
     };
+    // What reads more than a page.
+    let rare = |request| Request { rarer: 10, ..request };
     vec![
         list("list", |_| String::new()),
         list("list by status", |_| "&status=archived".to_owned()),
@@ -202,10 +209,13 @@ fn requests(middle: String) -> Vec<Request> {
             let day = n % 28 + 1;
             format!("&from=2026-01-{day:02}T00:00:00Z&to=2026-01-{day:02}T23:59:59Z")
         }),
-        list("list by a model that nothing has", |_| "&model=none".to_owned()),
+        rare(list("list by a model that nothing has", |_| "&model=none".to_owned())),
+        rare(list("search for a frequent word", |_| "&text=said".to_owned())),
+        rare(list("search for a rare word", |n| format!("&text=rare{}", n * 7_919 % 100_000))),
         Request {
             kind: "statistics of 30 days",
             limit: 100.0,
+            rarer: 10,
             key: Key::Large,
             path: Box::new(|_| {
                 format!("/api/conversations/stats/{LARGE}?from=2026-02-01&to=2026-03-02")
@@ -214,6 +224,7 @@ fn requests(middle: String) -> Vec<Request> {
         Request {
             kind: "statistics of 366 days",
             limit: 100.0,
+            rarer: 100,
             key: Key::Large,
             path: Box::new(|_| {
                 format!("/api/conversations/stats/{LARGE}?from=2026-01-01&to=2026-12-31")
@@ -222,7 +233,7 @@ fn requests(middle: String) -> Vec<Request> {
         transcript(
             "a conversation of 35 messages",
             Key::Small,
-            Box::new(|n| format!("/api/conversations/o{}/full", n % archive::READ)),
+            Box::new(|n| format!("/api/conversations/o{}/full", n % archive::READ * 20)),
         ),
         transcript(
             "the last 500 messages of many",
@@ -256,7 +267,12 @@ async fn measure_all(
     let saver = environment.fleet.start("message-save-worker")?;
     let publisher = environment.peer("steady", |command| {
         let confirms = environment.fleet.dir().join("api.confirms");
-        command.args(["--rate", &options.saved.to_string(), "--run", &format!("api{messages}")]);
+        command.args([
+            "--rate",
+            &options.saved.to_string(),
+            "--run",
+            &format!("api{:04}", messages % 9_973),
+        ]);
         command.args(["--count", &load.messages.to_string()]);
         command.args(load.shape()).arg("--out").arg(confirms);
     })?;
@@ -277,7 +293,8 @@ async fn measure_all(
 }
 
 async fn measure(api: &Api, request: &Request, options: &Options) -> Result<Measured> {
-    let count = usize::try_from(options.rate * options.seconds)?;
+    let rate = (options.rate / request.rarer).max(1);
+    let count = usize::try_from(rate * options.seconds)?;
     let authorization = api.key(request.key);
     let next = Arc::new(AtomicUsize::new(0));
     let mut connections = Vec::new();
@@ -298,7 +315,7 @@ async fn measure(api: &Api, request: &Request, options: &Options) -> Result<Meas
                 if n >= count {
                     return Ok((times, bytes));
                 }
-                let due = began + Duration::from_secs(1) * u32::try_from(n)? / options.rate;
+                let due = began + Duration::from_secs(1) * u32::try_from(n)? / rate;
                 sleep_until(due).await;
                 let path = (request.path)(n);
                 let response = connection.get(&path, &[("authorization", authorization)]).await?;

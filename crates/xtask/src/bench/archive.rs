@@ -9,7 +9,7 @@ use crate::say;
 pub(crate) const LARGE: &str = "large";
 
 /// A tenant with conversations of a usual length.
-pub(crate) const SMALL: &str = "tenant-1";
+pub(crate) const SMALL: &str = "tenant-0";
 
 /// The conversation with a tenth of all messages.
 pub(crate) const LONG: &str = "long";
@@ -19,8 +19,8 @@ pub(crate) const AGENTS: usize = 50;
 pub(crate) const USERS: usize = 1_000;
 pub(crate) const MODELS: usize = 5;
 
-/// The conversations 0 to here of each tenant that are read, which the smallest archive has.
-pub(crate) const READ: usize = 20;
+/// How many conversations of each tenant are read, which the smallest archive has.
+pub(crate) const READ: usize = 5;
 
 /// Messages of a usual conversation.
 const USUAL: u64 = 35;
@@ -54,6 +54,18 @@ pub(crate) async fn fill(environment: &Environment, from: u64, to: u64) -> Resul
             long(from),
             long(to)
         ))
+        .await?;
+    // As the statistics-worker writes them; it would take minutes.
+    environment
+        .sql(
+            "INSERT INTO conversation_words (tenant_id, conversation_id, block, created_at, finalised_at, words)
+             SELECT tenant_id, id, 0, created_at, finalised_at,
+                    ARRAY['said', 'was', 'what', 'rare' || number % 100000]
+                    || ARRAY(SELECT 'word' || number * w % 20011 FROM generate_series(1, 30) AS w)
+                    || verbatim_word_mark('month', tenant_id, created_at) || verbatim_word_mark('day', tenant_id, created_at)
+                    || verbatim_word_mark('hour', tenant_id, created_at) || verbatim_word_mark('minute', tenant_id, created_at)
+             FROM conversations WHERE status = 'archived' ON CONFLICT DO NOTHING",
+        )
         .await?;
     environment.sql("VACUUM ANALYZE").await?;
     environment.settle().await

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use domain::fleet;
+use serde_json::Value;
 use testkit::fleet::Fleet;
 use testkit::place;
 use testkit::process::Process;
@@ -191,7 +192,10 @@ impl Environment {
     pub(crate) async fn purge(&self) -> Result<()> {
         let management = self.server(Kind::RabbitMq).management();
         let queues = management.get("/api/queues/%2F?disable_stats=true").await?;
-        for queue in queues.as_array().into_iter().flatten() {
+        // An exclusive queue, such as that of the replies of the API, belongs to its connection.
+        let shared =
+            |queue: &&Value| queue["exclusive"] != true && queue["owner_pid_details"].is_null();
+        for queue in queues.as_array().into_iter().flatten().filter(shared) {
             let name = queue["name"].as_str().context("a queue without a name")?;
             let path = format!("/api/queues/%2F/{name}/contents");
             management.request("DELETE", &path, "").await?;
