@@ -26,6 +26,9 @@ fn longest(table: &str, column: &str) -> usize {
         ) => MAX_ID_BYTES,
         // Statistics have the first 256 characters of it.
         ("conversation_stats" | "daily_stats", "model_name") => 256 * 4,
+        // Only a nonce of a key that exists is stored (`access::ApiKey`, `access::RequestSignature`).
+        ("api_nonces", "key_id") => 8,
+        ("api_nonces", "nonce") => 64,
         // This version writes no bot state.
         ("bot_states", "key") => MAX_ID_BYTES,
         _ => panic!("how long may {table}.{column} be? an index needs a limit"),
