@@ -10,6 +10,7 @@ use database::{
 };
 use domain::ids::TenantId;
 use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
 use testkit::TestEnv;
 use uuid::Uuid;
 
@@ -196,6 +197,29 @@ async fn a_changed_a_removed_and_a_moved_entry_are_found() {
         ),
         ("DELETE FROM audit_chains WHERE n = 7".to_owned(), "ChainUnknown"),
         ("UPDATE audit_chains SET hash = '' WHERE n = 7".to_owned(), "EndChanged"),
+        // The chain would be kept out of every later checkpoint.
+        ("UPDATE audit_chains SET checked_n = 9223372036854775807 WHERE n = 7".to_owned(), "NeverRecorded"),
+        ("DELETE FROM audit_checkpoints".to_owned(), "NeverRecorded"),
+        // Entries behind the end, before the first, and of a chain without entries.
+        (
+            "INSERT INTO audit_log (at, actor, action, chain, n, hash)
+             SELECT now(), 'a', 'b', chain, 8, '' FROM audit_chains WHERE n = 7"
+                .to_owned(),
+            "EntriesAdded",
+        ),
+        (
+            "INSERT INTO audit_log (at, actor, action, chain, n, hash)
+             VALUES (now(), 'a', 'b', '00000000-0000-0000-0000-000000000000', -5, '')"
+                .to_owned(),
+            "EntriesAdded",
+        ),
+        (
+            "INSERT INTO audit_chains (chain, process, n, hash) VALUES (gen_random_uuid(), 'empty', 0, '');
+             INSERT INTO audit_log (at, actor, action, chain, n, hash)
+             SELECT now(), 'a', 'b', chain, 1, '' FROM audit_chains WHERE n = 0"
+                .to_owned(),
+            "EntriesAdded",
+        ),
         ("UPDATE audit_checkpoints SET chains = '[]'".to_owned(), "CheckpointChanged"),
         ("UPDATE audit_checkpoints SET at = now()".to_owned(), "CheckpointChanged"),
         ("UPDATE audit_checkpoints SET n = 2".to_owned(), "CheckpointsRemoved"),
@@ -240,6 +264,23 @@ async fn whoever_computes_all_hashes_again_is_found_by_a_checkpoint_that_was_kep
     let unknown = [(7, String::new())];
     let report = log.owner.verify_audit(&unknown, |_| {}).await.unwrap();
     assert_eq!(report.findings, [AuditFinding::NotTheCheckpoint { n: 7 }]);
+}
+
+#[tokio::test]
+async fn a_checkpoint_waits_for_no_writer_and_no_writer_for_a_checkpoint() {
+    let log = Log::new().await;
+    log.fill().await;
+    let mut writer = PgConnection::connect(&log.env.database_url).await.unwrap();
+    let mut writing = writer.begin().await.unwrap();
+    sqlx::query("UPDATE audit_chains SET process = process").execute(&mut *writing).await.unwrap();
+    let first = log.owner.checkpoint_audit().await.unwrap().unwrap();
+    assert_eq!((first.n, first.chains), (1, 3));
+    writing.rollback().await.unwrap();
+    assert_eq!(log.verified().await.found, 0);
+    // The chains were held: the next checkpoint records their ends again.
+    log.tamper("UPDATE audit_checkpoints SET at = at - interval '1 hour'").await;
+    let second = log.owner.checkpoint_audit().await.unwrap().unwrap();
+    assert_eq!((second.n, second.chains), (2, 3));
 }
 
 #[tokio::test]

@@ -13,9 +13,6 @@ use crate::{Database, Error, Result};
 /// How often a checkpoint is made.
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
-/// Only one process makes a checkpoint at a time.
-const LOCK: i64 = 0x0076_6261_7564_6974;
-
 /// The most chains in one checkpoint; the others follow in the next.
 const MOST_CHAINS: i64 = 10_000;
 
@@ -51,31 +48,41 @@ impl StoredCheckpoint {
         hash(previous, [Some(n.as_str()), Some(&at), Some(&self.chains)])
     }
 
-    /// The ends of the chains: chain, number of the last entry, its hash in hexadecimal digits.
-    pub(super) fn ends(&self) -> Option<Vec<(Uuid, i64, String)>> {
+    /// The ends of the chains.
+    pub(super) fn ends(&self) -> Option<Ends> {
         serde_json::from_str(&self.chains).ok()
     }
 }
 
 impl Database {
-    /// Makes a checkpoint, if an entry was written since the last one and no other process makes one or made one less than
-    /// a minute ago; returns it.
+    /// Makes a checkpoint, if an entry was written since the last one and no other process made one less than half a minute
+    /// ago; returns it.
     ///
     /// # Errors
     /// PostgreSQL failed.
     pub async fn checkpoint_audit(&self) -> Result<Option<Checkpoint>> {
-        self.in_transaction(checkpoint).await
+        let Some((made, ends)) = self.in_transaction(checkpoint).await? else { return Ok(None) };
+        // A chain that is growing is left out: the next checkpoint records its end again.
+        let query = sqlx::query(
+            "UPDATE audit_chains c SET checked_n = r.n
+             FROM unnest($1::uuid[], $2::bigint[]) AS r (chain, n)
+             WHERE c.chain = r.chain AND c.checked_n < r.n
+               AND c.chain IN (SELECT l.chain FROM audit_chains l WHERE l.chain = ANY ($1)
+                               FOR NO KEY UPDATE SKIP LOCKED)",
+        )
+        .bind(ends.iter().map(|(chain, ..)| *chain).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(_, n, _)| *n).collect::<Vec<_>>());
+        self.execute(query).await?;
+        Ok(Some(made))
     }
 }
 
-async fn checkpoint(connection: &mut PgConnection) -> Result<Option<Checkpoint>> {
-    let (is_first,): (bool,) = sqlx::query_as("SELECT pg_try_advisory_xact_lock($1)")
-        .bind(LOCK)
-        .fetch_one(&mut *connection)
-        .await?;
-    if !is_first {
-        return Ok(None);
-    }
+/// The ends of chains: chain, number of the last entry, its hash in hexadecimal digits.
+type Ends = Vec<(Uuid, i64, String)>;
+
+/// Makes a checkpoint without a lock: no writer waits for it, and it waits for none. What is committed of a chain is
+/// consistent by itself.
+async fn checkpoint(connection: &mut PgConnection) -> Result<Option<(Checkpoint, Ends)>> {
     // Replicas wake at different times: half a minute is enough distance.
     let last: Option<(i64, Vec<u8>, bool)> = sqlx::query_as(
         "SELECT n, hash, at > clock_timestamp() - interval '1 second' * $1
@@ -89,11 +96,8 @@ async fn checkpoint(connection: &mut PgConnection) -> Result<Option<Checkpoint>>
         Some((n, hash, false)) => (n + 1, hash),
         None => (1, Vec::new()),
     };
-    // Under the lock of its row a chain does not grow.
     let grown: Vec<(Uuid, i64, Vec<u8>)> = sqlx::query_as(
-        "WITH grown AS (SELECT chain FROM audit_chains WHERE n > checked_n ORDER BY chain LIMIT $1 FOR UPDATE)
-         UPDATE audit_chains c SET checked_n = c.n FROM grown WHERE c.chain = grown.chain
-         RETURNING c.chain, c.n, c.hash",
+        "SELECT chain, n, hash FROM audit_chains WHERE n > checked_n ORDER BY chain LIMIT $1",
     )
     .bind(MOST_CHAINS)
     .fetch_all(&mut *connection)
@@ -103,15 +107,15 @@ async fn checkpoint(connection: &mut PgConnection) -> Result<Option<Checkpoint>>
     }
     let (at,): (DateTime<Utc>,) =
         sqlx::query_as("SELECT clock_timestamp()").fetch_one(&mut *connection).await?;
-    let mut ends: Vec<_> =
-        grown.into_iter().map(|(chain, n, hash)| (chain, n, hex(&hash))).collect();
+    let mut ends: Ends = grown.into_iter().map(|(chain, n, hash)| (chain, n, hex(&hash))).collect();
     ends.sort();
     let chains = serde_json::to_string(&ends)
         .map_err(|error| Error::Corrupt { table: "audit_chains", fault: error.to_string() })?;
     let mut stored = StoredCheckpoint { n, at, chains, hash: Vec::new() };
     stored.hash = stored.hash_after(&previous);
-    sqlx::query(
-        "INSERT INTO audit_checkpoints (n, at, chains, hash) VALUES ($1, $2, $3::json, $4)",
+    // Of two processes at once the second one waits for the first, and makes none.
+    let made = sqlx::query(
+        "INSERT INTO audit_checkpoints (n, at, chains, hash) VALUES ($1, $2, $3::json, $4) ON CONFLICT DO NOTHING",
     )
     .bind(n)
     .bind(at)
@@ -119,7 +123,8 @@ async fn checkpoint(connection: &mut PgConnection) -> Result<Option<Checkpoint>>
     .bind(&stored.hash)
     .execute(connection)
     .await?;
-    Ok(Some(Checkpoint { n, chains: ends.len(), hash: hex(&stored.hash) }))
+    let checkpoint = Checkpoint { n, chains: ends.len(), hash: hex(&stored.hash) };
+    Ok((made.rows_affected() == 1).then_some((checkpoint, ends)))
 }
 
 /// In lower-case hexadecimal digits.

@@ -57,6 +57,26 @@ pub enum AuditFinding {
         /// The chain.
         chain: Uuid,
     },
+    /// Entries of a chain are there that PostgreSQL never appended to it.
+    #[error("entries {from} to {to} of chain {chain} were added")]
+    EntriesAdded {
+        /// The chain.
+        chain: Uuid,
+        /// The number of the first.
+        from: i64,
+        /// The number of the last.
+        to: i64,
+    },
+    /// The list of chains says that a checkpoint recorded an entry, and none did.
+    #[error(
+        "no checkpoint recorded entry {n} of chain {chain}, as the list of chains says: it was changed, or checkpoints were removed"
+    )]
+    NeverRecorded {
+        /// The chain.
+        chain: Uuid,
+        /// The number of the entry.
+        n: i64,
+    },
     /// The hash of a checkpoint is not that of its content.
     #[error("checkpoint {n} was changed or moved")]
     CheckpointChanged {
@@ -112,6 +132,8 @@ pub struct AuditReport {
 struct End {
     n: i64,
     hash: Vec<u8>,
+    /// The number that a checkpoint recorded last.
+    checked_n: i64,
 }
 
 impl AuditReport {
@@ -139,15 +161,21 @@ impl Database {
         // Before the entries: one that is written later is after the end.
         let ends = self.ends().await?;
         report.chains = ends.len() as u64;
-        self.verify_checkpoints(kept, &mut report).await?;
+        let recorded = self.verify_checkpoints(kept, &mut report).await?;
+        for (chain, End { checked_n, .. }) in &ends {
+            if *checked_n > recorded.get(chain).copied().unwrap_or_default() {
+                report.add(AuditFinding::NeverRecorded { chain: *chain, n: *checked_n });
+            }
+        }
         self.verify_entries(ends, &mut report, &mut progress).await?;
         Ok(report)
     }
 
     async fn ends(&self) -> Result<HashMap<Uuid, End>> {
-        let query = sqlx::query_as("SELECT chain, n, hash FROM audit_chains WHERE n > 0");
-        let ends: Vec<(Uuid, i64, Vec<u8>)> = self.values(query).await?;
-        Ok(ends.into_iter().map(|(chain, n, hash)| (chain, End { n, hash })).collect())
+        let query = sqlx::query_as("SELECT chain, n, hash, checked_n FROM audit_chains");
+        let ends: Vec<(Uuid, i64, Vec<u8>, i64)> = self.values(query).await?;
+        let end = |(chain, n, hash, checked_n)| (chain, End { n, hash, checked_n });
+        Ok(ends.into_iter().map(end).collect())
     }
 
     async fn verify_entries(
@@ -159,9 +187,10 @@ impl Database {
         let query = format!(
             "SELECT {CHAINED} FROM audit_log WHERE (chain, n) > ($1, $2) ORDER BY chain, n LIMIT {PAGE}"
         );
-        let mut walk = Walk { ends, unknown: Vec::new(), last: None };
+        let mut walk = Walk { ends, grown: Vec::new(), last: None };
         loop {
-            let (chain, n) = walk.last.as_ref().map_or((Uuid::nil(), 0), |it| (it.chain, it.n));
+            let start = (Uuid::nil(), i64::MIN);
+            let (chain, n) = walk.last.as_ref().map_or(start, |it| (it.chain, it.n));
             let page = sqlx::query_as(sqlx::AssertSqlSafe(query.as_str())).bind(chain).bind(n);
             let page: Vec<ChainedEntry> = self.values(page).await?;
             let is_last = page.len() < PAGE as usize;
@@ -176,13 +205,23 @@ impl Database {
         }
         walk.end_chain(report);
         for (chain, End { n, .. }) in std::mem::take(&mut walk.ends) {
-            report.add(AuditFinding::EntriesRemoved { chain, from: 1, to: n });
+            if n > 0 {
+                report.add(AuditFinding::EntriesRemoved { chain, from: 1, to: n });
+            }
         }
-        // Those that began after the ends were read are there by now.
-        let query = sqlx::query_as("SELECT chain FROM audit_chains WHERE chain = ANY ($1)");
-        let known: Vec<(Uuid,)> = self.values(query.bind(&walk.unknown)).await?;
-        for chain in walk.unknown.into_iter().filter(|chain| !known.contains(&(*chain,))) {
-            report.add(AuditFinding::ChainUnknown { chain });
+        // Chains that grew or began after the ends were read have another end by now.
+        let grown: Vec<Uuid> = walk.grown.iter().map(|(chain, ..)| *chain).collect();
+        let query = sqlx::query_as("SELECT chain, n FROM audit_chains WHERE chain = ANY ($1)");
+        let ends: Vec<(Uuid, i64)> = self.values(query.bind(&grown)).await?;
+        let ends: HashMap<Uuid, i64> = ends.into_iter().collect();
+        for (chain, last) in walk.grown {
+            match ends.get(&chain) {
+                None => report.add(AuditFinding::ChainUnknown { chain }),
+                Some(&end) if last > end => {
+                    report.add(AuditFinding::EntriesAdded { chain, from: end + 1, to: last });
+                }
+                Some(_) => {}
+            }
         }
         Ok(())
     }
@@ -191,7 +230,8 @@ impl Database {
         &self,
         kept: &[(i64, String)],
         report: &mut AuditReport,
-    ) -> Result<()> {
+    ) -> Result<HashMap<Uuid, i64>> {
+        let mut recorded = HashMap::new();
         let query =
             format!("SELECT {STORED} FROM audit_checkpoints WHERE n > $1 ORDER BY n LIMIT 100");
         let mut missing: BTreeSet<(i64, String)> =
@@ -211,18 +251,23 @@ impl Database {
                     report.add(AuditFinding::CheckpointChanged { n });
                 }
                 missing.remove(&(n, hex(&checkpoint.hash)));
-                self.compare(&checkpoint, report).await?;
+                self.compare(&checkpoint, &mut recorded, report).await?;
                 report.checkpoints += 1;
                 report.last_checkpoint = Some(format!("{n}:{}", hex(&checkpoint.hash)));
                 (last, hash) = (n, checkpoint.hash);
             }
         }
         missing.into_iter().for_each(|(n, _)| report.add(AuditFinding::NotTheCheckpoint { n }));
-        Ok(())
+        Ok(recorded)
     }
 
-    /// Compares the entries that a checkpoint recorded with those that are there.
-    async fn compare(&self, checkpoint: &StoredCheckpoint, report: &mut AuditReport) -> Result<()> {
+    /// Compares the entries that a checkpoint recorded with those that are there, and notes which it recorded.
+    async fn compare(
+        &self,
+        checkpoint: &StoredCheckpoint,
+        highest: &mut HashMap<Uuid, i64>,
+        report: &mut AuditReport,
+    ) -> Result<()> {
         let Some(recorded) = checkpoint.ends() else {
             report.add(AuditFinding::CheckpointChanged { n: checkpoint.n });
             return Ok(());
@@ -239,6 +284,10 @@ impl Database {
         for (chain, n) in differing {
             report.add(AuditFinding::NotAsRecorded { checkpoint: checkpoint.n, chain, n });
         }
+        for (chain, n, _) in recorded {
+            let highest = highest.entry(chain).or_default();
+            *highest = n.max(*highest);
+        }
         Ok(())
     }
 }
@@ -247,8 +296,8 @@ impl Database {
 struct Walk {
     /// The ends of the chains that were not walked yet.
     ends: HashMap<Uuid, End>,
-    /// Chains without an end.
-    unknown: Vec<Uuid>,
+    /// Chains that have more entries than their end says, and the number of the last.
+    grown: Vec<(Uuid, i64)>,
     last: Option<ChainedEntry>,
 }
 
@@ -261,7 +310,9 @@ impl Walk {
         }
         let (before, previous) =
             self.last.as_ref().map_or((0, [].as_slice()), |last| (last.n, &last.hash));
-        if n > before + 1 {
+        if n <= before {
+            report.add(AuditFinding::EntriesAdded { chain, from: n, to: n });
+        } else if n > before + 1 {
             report.add(AuditFinding::EntriesRemoved { chain, from: before + 1, to: n - 1 });
         } else if entry.hash_after(previous) != entry.hash {
             report.add(AuditFinding::EntryChanged { chain, n, id });
@@ -276,7 +327,8 @@ impl Walk {
     fn end_chain(&mut self, report: &mut AuditReport) {
         let Some(ChainedEntry { chain, n, .. }) = self.last.take() else { return };
         match self.ends.remove(&chain) {
-            None => self.unknown.push(chain),
+            None => self.grown.push((chain, n)),
+            Some(end) if end.n < n => self.grown.push((chain, n)),
             Some(end) if end.n > n => {
                 report.add(AuditFinding::EntriesRemoved { chain, from: n + 1, to: end.n });
             }
