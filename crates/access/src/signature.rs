@@ -59,6 +59,9 @@ pub enum InvalidSignature {
         "a parameter is unknown or there twice; it must have key, timestamp, nonce, digest and signature"
     )]
     Unknown,
+    /// The key is no id.
+    #[error("key must be the id of a key: the 8 characters after `vbt_`")]
+    Key,
     /// The timestamp is no number.
     #[error("timestamp must be a whole number of seconds since 1970")]
     Timestamp,
@@ -90,13 +93,15 @@ impl RequestSignature {
         }
         let value = |n: usize| values[n].ok_or(InvalidSignature::Missing(names[n]));
         let (key, timestamp, nonce) = (value(0)?, value(1)?, value(2)?);
+        // What is no id asks nothing of PostgreSQL.
+        let is_id = key.len() == 8 && key.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let is_number = (1..=12).contains(&timestamp.len())
             && timestamp.bytes().all(|byte| byte.is_ascii_digit());
         let timestamp = timestamp.parse().ok().filter(|_| is_number);
         let is_nonce = NONCE.contains(&nonce.len())
             && nonce.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
         Ok(Self {
-            key: key.to_owned(),
+            key: is_id.then(|| key.to_owned()).ok_or(InvalidSignature::Key)?,
             timestamp: timestamp.ok_or(InvalidSignature::Timestamp)?,
             nonce: is_nonce.then(|| nonce.to_owned()).ok_or(InvalidSignature::Nonce)?,
             digest: hash(value(3)?).ok_or(InvalidSignature::Hash("digest"))?,
@@ -215,6 +220,8 @@ mod tests {
         assert!(!parsed.is_fresh(now(1_764_499_699), window));
         for (from, to, fault) in [
             ("key=", "kee=", InvalidSignature::Unknown),
+            ("key=Ab3dEf9h", "key=Ab3dEf9", InvalidSignature::Key),
+            ("key=Ab3dEf9h", "key=Ab3dEf9'", InvalidSignature::Key),
             ("nonce=0123456789abcdef, ", "", InvalidSignature::Missing("nonce")),
             (
                 "timestamp=1764500000",

@@ -1,6 +1,6 @@
 //! The table of all endpoints that need a key.
 
-mod actions;
+pub(crate) mod actions;
 mod agents;
 mod conversations;
 mod dead_letters;

@@ -40,6 +40,7 @@ use crate::client_address::client_address;
 use crate::documents::DOCUMENTS;
 use crate::endpoint::{Call, Endpoint, Handler, actor_name};
 use crate::endpoints::ENDPOINTS;
+use crate::endpoints::actions::IDEMPOTENCY_KEY;
 use crate::parameters::Parameters;
 use crate::problem::{Fault, Kind, Problem, SOON};
 use crate::rates::Allowance;
@@ -203,6 +204,11 @@ async fn handle(
             bodies::read(&api.requests, largest, &parts.headers, body).await?
         }
     };
+    if signature.is_some() && parts.headers.contains_key(IDEMPOTENCY_KEY) {
+        // Whoever changes it on its way would choose which action counts as a repetition.
+        let detail = "the header Idempotency-Key is not part of the signature; give the action an `action_id` in place of it";
+        return Err(Problem::new(Kind::Invalid, detail));
+    }
     if signature.is_some_and(|signature| !signature.is_of_body(&body.bytes)) {
         let detail = "the body is not the one that was signed: its SHA-256 is not `digest`";
         return Err(refused(&api, address, RefusedCredential::Signature, detail.to_owned()));

@@ -49,6 +49,12 @@ async fn a_signed_request_does_what_one_with_the_key_does_and_once_only() {
         scenario.sql("SELECT content FROM messages WHERE id = 'm'").await,
         "as it was signed"
     );
+    // What no signature covers must not decide which action counts as a repetition.
+    let signed = header(&key, publish, &action("again"));
+    let headers = [("authorization", signed.as_str()), ("idempotency-key", "added-on-its-way")];
+    let added = api.send(publish.0, publish.1, &headers, &action("again")).await;
+    let added = with_status(&added, 422);
+    assert!(added["detail"].as_str().unwrap().contains("action_id"), "{added}");
     let log = api.worker.log_tail();
     assert!(!log.contains(key.expose()) && !log.contains(&key.expose()[13..45]), "{log}");
 }

@@ -34,7 +34,7 @@ const MOST_ACTIONS: usize = 1_000;
 const REPLIES_CONNECT: Duration = Duration::from_secs(2);
 
 /// The header whose value becomes the `action_id`.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// W3C's trace context asks for 512 characters to be passed on (Trace Context, 3.3.1.5). Each action has a copy of it.
 const LONGEST_TRACESTATE: usize = 512;
