@@ -5,13 +5,16 @@
 //! that is sent twice, because a run crashed before it recorded the first, takes effect once. A message whose
 //! sender gave no id gets the id of its dead letter.
 
+use std::borrow::Cow;
+
 use broker::fleet_headers::Origin;
 use broker::{Publication, topology};
-use database::{ContentFingerprint, DeadLetterDetail};
+use database::{Actor, ContentFingerprint, DeadLetterDetail};
 use domain::action::Action;
 use domain::decode::{DecodeContext, SentFields, decode};
 use domain::envelope::{Envelope, Resolved};
 use domain::failure::Refusal;
+use domain::ids::TenantId;
 use uuid::Uuid;
 
 use crate::record::delivery_of;
@@ -34,6 +37,8 @@ pub(crate) struct ReplayPlan {
     pub(crate) fingerprint: Option<ContentFingerprint>,
     /// Why the workers of this version would refuse it; `None`: they would accept it.
     pub(crate) refusal: Option<Refusal>,
+    /// The tenant that the body names, whether or not a worker would accept it.
+    tenant: Option<String>,
 }
 
 impl DeadLetterValidator {
@@ -90,11 +95,18 @@ impl DeadLetterValidator {
             }
             _ => None,
         };
-        ReplayPlan { queue, resolved, fingerprint, refusal }
+        let tenant = SentFields::of(body).id("tenant_id").map(Cow::into_owned);
+        ReplayPlan { queue, resolved, fingerprint, refusal, tenant }
     }
 }
 
 impl ReplayPlan {
+    /// Whether the body names another tenant than the one to which this run is limited. An edit may have changed it.
+    pub(crate) fn is_of_another_tenant(&self, actor: &Actor) -> bool {
+        let limited_to = actor.tenant.as_ref().map(TenantId::as_str);
+        limited_to.is_some() && self.tenant.is_some() && self.tenant.as_deref() != limited_to
+    }
+
     /// The message to publish. It carries no header of RabbitMQ or of an agent except the trace.
     pub(crate) fn publication(&self, detail: &DeadLetterDetail) -> Publication {
         let DeadLetterDetail { dead_letter, .. } = detail;

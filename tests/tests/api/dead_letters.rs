@@ -140,6 +140,20 @@ async fn a_dead_letter_is_replayed_when_its_cause_is_removed_and_takes_effect_on
         "{again}"
     );
     let next = json!({ "id": again["failed_again_as"]["id"] });
+    // Edited, it names another tenant: this one does not write there.
+    let edit = format!("UPDATE dead_letters SET edited_body = replace(convert_from(body, 'UTF8'), 'acme', 'globex')::bytea,
+                                                edited_at = now(), edited_by = 'o' WHERE id = '{}'", next["id"].as_str().unwrap());
+    scenario.sql(&edit).await;
+    let path = path_of(&next, "/replay");
+    let foreign = api.post(&acme, &path, &[], &Value::Null).await;
+    with_status(&foreign, 409);
+    assert!(foreign.body.contains("another tenant"), "{}", foreign.body);
+    let state =
+        "SELECT status || ' ' || replay_fault FROM dead_letters WHERE edited_body IS NOT NULL";
+    assert!(scenario.sql(state).await.starts_with("open its body names another tenant"));
+    scenario
+        .sql("UPDATE dead_letters SET edited_body = NULL, edited_at = NULL, edited_by = NULL")
+        .await;
     // The first one is no longer open.
     with_status(&api.post(&acme, &path_of(&own, "/replay"), &[], &Value::Null).await, 409);
     scenario.sql("ALTER TABLE message_rows DROP CONSTRAINT no_refused").await;
@@ -150,10 +164,10 @@ async fn a_dead_letter_is_replayed_when_its_cause_is_removed_and_takes_effect_on
     assert_eq!(scenario.sql("SELECT count(*) FROM messages").await, "1");
     let log = scenario
         .sql("SELECT string_agg(action || ' ' || (actor LIKE 'API key %') || ' ' || tenant_id, ', ' ORDER BY id)
-              FROM audit_log WHERE action LIKE 'dead_letter%.replay' AND subject IS NOT NULL")
+              FROM audit_log WHERE action LIKE 'dead_letter%.replay%' AND action NOT LIKE '%_ended'")
         .await;
-    let one = "dead_letters.replay true acme, dead_letter.replay true acme";
-    assert_eq!(log, format!("{one}, {one}"));
+    let run = |result| format!("dead_letters.replay true acme, dead_letter.{result} true acme");
+    assert_eq!(log, [run("replay"), run("replay_failed"), run("replay")].join(", "));
 }
 
 #[tokio::test]

@@ -115,6 +115,11 @@ pub(crate) async fn replay(mut call: Call) -> Result<Answer, Problem> {
 fn replayed(report: &ReplayReport) -> Result<(), Problem> {
     let (kind, detail, cause) = match (&report.ended, report.failures.first()) {
         _ if report.replayed > 0 => return Ok(()),
+        _ if report.of_another_tenant > 0 => {
+            let detail = "the body of the dead letter names another tenant than when it failed: it was edited. An operator \
+                          replays it with `verbatim dead-letters replay`";
+            return Err(Problem::new(Kind::Conflict, detail));
+        }
         (Ended::Unavailable { dependency: Dependency::PostgreSql, cause }, _) => {
             (Kind::Unavailable, "PostgreSQL did not answer; repeat the request", cause)
         }

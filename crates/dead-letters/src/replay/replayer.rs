@@ -40,6 +40,8 @@ pub(super) struct Sent {
     pub(super) confirmed: Vec<(Uuid, Option<ContentFingerprint>)>,
     /// Those that were not sent, because the run no longer held them.
     pub(super) no_longer_held: Vec<Uuid>,
+    /// How many were not sent, because they name another tenant than the run is limited to.
+    pub(super) of_another_tenant: u64,
     pub(super) unavailable: Option<String>,
 }
 
@@ -123,12 +125,21 @@ impl Replayer {
         let (held, lost): (Vec<_>, Vec<_>) =
             prepared.into_iter().partition(|(id, ..)| held.contains(id));
         let mut no_longer_held: Vec<Uuid> = lost.into_iter().map(|(id, ..)| id).collect();
+        let (foreign, held): (Vec<_>, Vec<_>) =
+            held.into_iter().partition(|(_, plan, _)| plan.is_of_another_tenant(actor));
+        let of_another_tenant = foreign.len() as u64;
+        let refused = foreign.into_iter().map(|(dead_letter, plan, _)| ReplayOutcome {
+            dead_letter,
+            queue: plan.queue,
+            fault: Some("its body names another tenant than the dead letter".to_owned()),
+        });
+        let mut outcomes: Vec<ReplayOutcome> = refused.collect();
         // Collected: a closure that is held over an await keeps the future from being `Send`.
         let publications: Vec<_> =
             held.iter().map(|(.., publication)| Arc::clone(publication)).collect();
         let results = self.publisher.publish_all_before(lease_end, publications).await;
         failpoints::reached(Step::ReplayConfirmed);
-        let (mut outcomes, mut confirmed, mut unavailable) = (Vec::new(), Vec::new(), None);
+        let (mut confirmed, mut unavailable) = (Vec::new(), None);
         for ((dead_letter, plan, _), result) in held.into_iter().zip(results) {
             let fault = result.err();
             match &fault {
@@ -148,7 +159,7 @@ impl Replayer {
                 fault: fault.map(|error| error.to_string()),
             });
         }
-        Ok(Sent { outcomes, confirmed, no_longer_held, unavailable })
+        Ok(Sent { outcomes, confirmed, no_longer_held, of_another_tenant, unavailable })
     }
 
     /// Records the result of each dead letter; returns how many of them the run still held. If that fails, what was

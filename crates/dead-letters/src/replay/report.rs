@@ -92,6 +92,10 @@ pub struct ReplayReport {
     pub replayed: u64,
     /// Not sent; they are open.
     pub failed: u64,
+    /// How many of `failed` name another tenant than the one to which the run is limited: an edit changed it. Commands
+    /// are limited to none.
+    #[serde(skip)]
+    pub of_another_tenant: u64,
     /// Sent, and failed again by now, each as a new dead letter.
     pub failed_again: u64,
     /// Sent, but no longer this run's when recorded: its lease had expired, and another run took them or an

@@ -187,6 +187,7 @@ impl Run<'_> {
                 self.report.failures.push(Failed { id, queue, fault });
             }
         }
+        self.report.of_another_tenant += sent.of_another_tenant;
         self.report.no_longer_held += sent.no_longer_held.len() as u64;
         let listed = LISTED.saturating_sub(self.report.no_longer_held_ids.len());
         self.report.no_longer_held_ids.extend(sent.no_longer_held.iter().take(listed));

@@ -110,6 +110,7 @@ mod tests {
             failed_again: 0,
             decided_elsewhere: 0,
             no_longer_held: 0,
+            of_another_tenant: 0,
             skipped: 0,
             skipped_open: 0,
             ended,
