@@ -7,12 +7,13 @@
 
 -- The last entry of each chain. Rows are updated with every entry.
 CREATE TABLE audit_chains (
-    chain     uuid PRIMARY KEY,
-    process   text NOT NULL,
-    n         bigint NOT NULL,
-    hash      bytea NOT NULL,
-    -- `n` in the last checkpoint.
-    checked_n bigint NOT NULL DEFAULT 0
+    chain      uuid PRIMARY KEY,
+    process    text NOT NULL,
+    n          bigint NOT NULL,
+    hash       bytea NOT NULL,
+    -- `n` in the last checkpoint that recorded this chain, and the number of that checkpoint.
+    checked_n  bigint NOT NULL DEFAULT 0,
+    checked_in bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 
 CREATE TABLE audit_checkpoints (
@@ -40,7 +41,9 @@ LANGUAGE sql STABLE AS $$
          WITH ORDINALITY AS v (value, position)
 $$;
 
--- Appends an entry to the chain of its process. A session that names none, such as one of psql, has its own.
+-- Appends an entry to the chain of its process. Workers and commands, whose role owns the table, name it in a setting; the
+-- conversation-api signs it for `verbatim_audit`. Any other session has a chain of its own: an injected statement names no
+-- chain, so that it keeps no other session waiting.
 CREATE FUNCTION verbatim_chain_audit_entry() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -48,8 +51,11 @@ DECLARE
 BEGIN
     NEW.at := clock_timestamp();
     NEW.chain := coalesce(
-        nullif(current_setting('verbatim.audit_chain', true), '')::uuid,
-        md5(pg_backend_pid() || ' ' || (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())))::uuid);
+        NEW.chain,
+        CASE WHEN pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'MEMBER')
+             THEN nullif(current_setting('verbatim.audit_chain', true), '')::uuid END,
+        -- A later session with the same process id goes on with it: so there are few.
+        md5(session_user || ' ' || pg_backend_pid())::uuid);
     INSERT INTO audit_chains AS c (chain, process, n, hash)
     VALUES (NEW.chain, current_setting('application_name'), 0, '')
     ON CONFLICT (chain) DO NOTHING;
@@ -77,26 +83,31 @@ FOR EACH STATEMENT EXECUTE FUNCTION verbatim_refuse_audit_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_checkpoints
 FOR EACH STATEMENT EXECUTE FUNCTION verbatim_refuse_audit_change();
 
--- Entries that the conversation-api writes about reads. The role of the API may not insert into the table: it names tenants
--- as it signs them for `verbatim.tenant`, so an injected statement cannot write about another tenant. An entry whose
+-- Entries that the conversation-api writes about reads. The role of the API may not insert into the table. The API signs the
+-- chain of its process, and tenants as for `verbatim.tenant`: an injected statement has no signature of a chain, so it
+-- writes no entry, and locks no chain. A chain is signed after a line feed, which no tenant has in its name. An entry whose
 -- tenant is empty is about no tenant.
-CREATE FUNCTION verbatim_audit(actors text[], actions text[], signed_tenants text[], subjects text[], details text[])
-RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
-    WITH written AS (
-        INSERT INTO audit_log (actor, action, tenant_id, subject, detail)
-        SELECT e.actor, e.action, nullif(t.tenant, ''), e.subject, e.detail::json
-        FROM unnest(actors, actions, signed_tenants, subjects, details)
-             WITH ORDINALITY AS e (actor, action, signed_tenant, subject, detail, position)
-        JOIN (SELECT s.signed_tenant, verbatim_signed_tenant(s.signed_tenant) AS tenant
-              FROM (SELECT DISTINCT unnest(signed_tenants) AS signed_tenant) AS s) AS t USING (signed_tenant)
-        ORDER BY e.position
-        RETURNING 1)
-    SELECT count(*) FROM written
-$$;
+CREATE FUNCTION verbatim_audit(signed_chain text, actors text[], actions text[], signed_tenants text[], subjects text[],
+                               details text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
+DECLARE
+    signed CONSTANT text := verbatim_signed_tenant(signed_chain);
+BEGIN
+    IF NOT starts_with(signed, E'audit chain\n') THEN
+        RAISE EXCEPTION 'verbatim_audit: the first argument signs no chain' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    INSERT INTO audit_log (chain, actor, action, tenant_id, subject, detail)
+    SELECT split_part(signed, E'\n', 2)::uuid, e.actor, e.action, nullif(t.tenant, ''), e.subject, e.detail::json
+    FROM unnest(actors, actions, signed_tenants, subjects, details)
+         WITH ORDINALITY AS e (actor, action, signed_tenant, subject, detail, position)
+    JOIN (SELECT s.signed_tenant, verbatim_signed_tenant(s.signed_tenant) AS tenant
+          FROM (SELECT DISTINCT unnest(signed_tenants) AS signed_tenant) AS s) AS t USING (signed_tenant)
+    ORDER BY e.position;
+END $$;
 
 REVOKE ALL ON FUNCTION verbatim_audit_value(text), verbatim_audit_hash(bytea, audit_log), verbatim_chain_audit_entry(),
-                       verbatim_refuse_audit_change(), verbatim_audit(text[], text[], text[], text[], text[])
+                       verbatim_refuse_audit_change(), verbatim_audit(text, text[], text[], text[], text[], text[])
 FROM PUBLIC;
 
 DO $$
@@ -104,7 +115,7 @@ DECLARE
     function regprocedure;
 BEGIN
     FOREACH function IN ARRAY ARRAY['verbatim_chain_audit_entry()',
-                                    'verbatim_audit(text[], text[], text[], text[], text[])']::regprocedure[] LOOP
+                                    'verbatim_audit(text, text[], text[], text[], text[], text[])']::regprocedure[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', function, current_schema());
     END LOOP;
 END $$;

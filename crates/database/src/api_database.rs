@@ -10,6 +10,7 @@ use domain::ids::TenantId;
 use sqlx::{FromRow, Row as _};
 
 use crate::api_role::{self, ApiRoleKind};
+use crate::connection_settings::AUDIT_CHAIN;
 use crate::{
     Database, Limits, NewAuditEntry, Result, SchemaError, Settings, Statements, TenantKey, pooler,
 };
@@ -122,7 +123,8 @@ impl ApiDatabase {
     /// # Errors
     /// PostgreSQL failed.
     pub async fn audit(&self, entries: &[NewAuditEntry]) -> Result<()> {
-        let query = sqlx::query("SELECT verbatim_audit($1, $2, $3, $4, $5)")
+        let query = sqlx::query("SELECT verbatim_audit($1, $2, $3, $4, $5, $6)")
+            .bind(self.key.signed_audit_chain(*AUDIT_CHAIN))
             .bind(entries.iter().map(|it| it.actor.as_str()).collect::<Vec<_>>())
             .bind(entries.iter().map(|it| it.action).collect::<Vec<_>>())
             .bind(entries.iter().map(|it| self.signed(it.tenant.as_ref())).collect::<Vec<_>>())
@@ -195,13 +197,13 @@ mod tests {
     use super::*;
     use crate::{ApiRole, ApiRoleKind};
 
-    #[tokio::test]
-    async fn a_commit_of_the_api_is_durable_where_the_server_would_not_wait_for_it() {
+    /// A database with the role, and a function that opens it with one connection.
+    async fn role() -> (TestEnv, impl Fn() -> ApiDatabase) {
         let env = TestEnv::new().await;
         let settings = |url: &str| Settings {
             url: url.to_owned(),
             application: "test".to_owned(),
-            connections: 2,
+            connections: 1,
             time_out: Duration::from_secs(10),
             lock_time_out: Duration::from_secs(1),
         };
@@ -213,16 +215,65 @@ mod tests {
         owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
         let (_, address) = env.database_url.rsplit_once('@').unwrap();
         let url = format!("postgres://{}:s3cret@{address}", role.name);
+        let open =
+            move || ApiDatabase::open(&settings(&url), key.clone(), Statements::Prepared).unwrap();
+        (env, open)
+    }
+
+    /// The value of a setting in the next transaction.
+    async fn setting(database: &Database, name: &str) -> String {
+        let query = sqlx::query_as("SELECT current_setting($1)").bind(name);
+        let (value,): (String,) = database.value(query).await.unwrap();
+        value
+    }
+
+    #[tokio::test]
+    async fn what_a_statement_sets_for_its_session_ends_before_the_next_transaction() {
+        let (env, open) = role().await;
+        let api = open();
+        let tenant = api.of(&TenantId::new("acme").unwrap());
+        for (name, value, begins_with) in [
+            ("search_path", "pg_temp", false),
+            ("row_security", "off", false),
+            ("statement_timeout", "1ms", false),
+            ("enable_indexscan", "off", false),
+            ("application_name", "another", false),
+            ("TimeZone", "Asia/Kolkata", false),
+            ("verbatim.tenant", "of another", false),
+            // These are read when a transaction begins: they end before the second one.
+            ("default_transaction_read_only", "on", true),
+            ("default_transaction_isolation", "serializable", true),
+        ] {
+            let before = setting(&tenant, name).await;
+            let injected = sqlx::query("SELECT set_config($1, $2, false)").bind(name).bind(value);
+            tenant.execute(injected).await.unwrap();
+            if begins_with {
+                setting(&tenant, name).await;
+            }
+            assert_eq!(setting(&tenant, name).await, before, "{name}");
+            assert_eq!(setting(&tenant, "transaction_read_only").await, "off", "{name}");
+            assert_eq!(setting(&tenant, "transaction_isolation").await, "read committed", "{name}");
+        }
+        // Also those of no tenant, such as of a key.
+        let injected = sqlx::query("SELECT set_config('search_path', 'pg_temp', false)");
+        tenant.execute(injected).await.unwrap();
+        assert_eq!(api.api_key("k1", &[0; 32]).await.unwrap(), None);
+        let lock = sqlx::query("SELECT pg_advisory_lock(7)");
+        tenant.execute(lock).await.unwrap();
+        api.probe().await.unwrap();
+        let free = env.psql("SELECT pg_try_advisory_lock(7)").await.unwrap();
+        assert_eq!(free, "t");
+    }
+
+    #[tokio::test]
+    async fn a_commit_of_the_api_is_durable_where_the_server_would_not_wait_for_it() {
+        let (env, open) = role().await;
         for (server, expected) in
             [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
         {
             let set = format!("ALTER DATABASE {} SET synchronous_commit = {server}", env.name);
             env.psql(&set).await.unwrap();
-            let api =
-                ApiDatabase::open(&settings(&url), key.clone(), Statements::Prepared).unwrap();
-            let query = sqlx::query_as("SELECT current_setting('synchronous_commit')");
-            let (seen,): (String,) = api.of_no_tenant().value(query).await.unwrap();
-            assert_eq!(seen, expected);
+            assert_eq!(setting(&open().of_no_tenant(), "synchronous_commit").await, expected);
         }
     }
 }

@@ -14,10 +14,17 @@ use crate::{Database, Result, SchemaError, TenantKey};
 struct Rights {
     /// The relations that it may read.
     readable: &'static [&'static str],
-    /// What else it may do with relations.
-    changes: &'static [&'static str],
+    /// What else it may do.
+    changes: &'static [Change],
     /// The functions of the schema that it may call.
     callable: &'static [&'static str],
+}
+
+/// What a role may do with columns of a relation.
+struct Change {
+    privilege: &'static str,
+    relation: &'static str,
+    columns: &'static [&'static str],
 }
 
 /// For the keys of tenants, and for what operators read of one tenant. It changes nothing.
@@ -38,7 +45,7 @@ const OF_TENANTS: Rights = Rights {
         "verbatim_api_key(text,bytea)",
         "verbatim_api_key_versions(text[])",
         "verbatim_api_keys_used(text[],timestamp with time zone[])",
-        "verbatim_audit(text[],text[],text[],text[],text[])",
+        "verbatim_audit(text,text[],text[],text[],text[],text[])",
         "verbatim_conversations_with_words(text[],text,text,text,timestamp with time zone,timestamp with time zone,\
          timestamp with time zone,text,integer,integer)",
         "verbatim_signed_request(text,text,text,bytea,interval)",
@@ -46,10 +53,30 @@ const OF_TENANTS: Rights = Rights {
     ],
 };
 
-/// For the scope `operate`: dead letters. It reads messages to see whether a replay has stored one.
+/// For the scope `operate`: dead letters. It reads messages to see whether a replay has stored one. What arrived stays as
+/// it arrived, and an entry of the audit log is numbered and dated by the log.
 const OF_OPERATORS: Rights = Rights {
     readable: &["_sqlx_migrations", "conversations", "dead_letters", "message_rows"],
-    changes: &["INSERT on audit_log", "UPDATE on dead_letters"],
+    changes: &[
+        Change {
+            privilege: "INSERT",
+            relation: "audit_log",
+            columns: &["action", "actor", "detail", "subject", "tenant_id"],
+        },
+        Change {
+            privilege: "UPDATE",
+            relation: "dead_letters",
+            columns: &[
+                "replay_fault",
+                "replay_lease_until",
+                "replay_run",
+                "replay_tried_at",
+                "status",
+                "status_changed_at",
+                "status_reason",
+            ],
+        },
+    ],
     callable: &["verbatim_tenant()"],
 };
 
@@ -177,7 +204,7 @@ async fn create(connection: &mut PgConnection, role: &ApiRole) -> Result<()> {
 async fn grant(connection: &mut PgConnection, role: &ApiRole) -> Result<bool> {
     let rights = role.kind.rights();
     let wanted = sorted(
-        rights.of_relations().into_iter(),
+        rights.of_relations().into_iter().chain(rights.of_columns()),
         rights.callable.iter().map(|name| format!("EXECUTE on {name}")),
     );
     let granted: Vec<String> = sqlx::query_scalar(
@@ -211,7 +238,7 @@ async fn grant(connection: &mut PgConnection, role: &ApiRole) -> Result<bool> {
                        current_schema(), $1, current_database())",
     )
     .bind(&role.name)
-    .bind(rights.of_relations())
+    .bind(rights.statements())
     .bind(rights.callable)
     .fetch_one(&mut *connection)
     .await?;
@@ -305,8 +332,29 @@ impl ApiRoleKind {
 impl Rights {
     /// Each as `SELECT on conversations`.
     fn of_relations(&self) -> Vec<String> {
-        let reads = self.readable.iter().map(|name| format!("SELECT on {name}"));
-        reads.chain(self.changes.iter().map(|change| (*change).to_owned())).collect()
+        self.readable.iter().map(|name| format!("SELECT on {name}")).collect()
+    }
+
+    /// Each as `UPDATE on dead_letters.status`.
+    fn of_columns(&self) -> Vec<String> {
+        let of_change = |Change { privilege, relation, columns }: &Change| {
+            let named = |column| format!("{privilege} on {relation}.{column}");
+            columns.iter().map(named).collect::<Vec<_>>()
+        };
+        self.changes.iter().flat_map(of_change).collect()
+    }
+
+    /// Each as GRANT says it.
+    fn statements(&self) -> Vec<String> {
+        let of_change = |Change { privilege, relation, columns }: &Change| {
+            format!("{privilege} ({}) ON {relation}", columns.join(", "))
+        };
+        self.of_relations().into_iter().chain(self.changes.iter().map(of_change)).collect()
+    }
+
+    /// The relations of which it has any right.
+    fn relations(&self) -> Vec<&str> {
+        self.readable.iter().copied().chain(self.changes.iter().map(|it| it.relation)).collect()
     }
 }
 
@@ -335,18 +383,26 @@ pub(crate) async fn verify(database: &Database, kind: ApiRoleKind) -> Result<(),
              SELECT 'member of ' || pg_get_userbyid(roleid) FROM pg_auth_members
              WHERE member = (SELECT oid FROM pg_roles WHERE rolname = current_user)
              UNION ALL
-             SELECT privilege || ' on ' || name AS fault
+             SELECT fault
              FROM (SELECT c.oid, c.relname::text AS name, privilege
                    FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'])
                         AS privilege
                    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
                      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')) AS r
-             WHERE has_table_privilege(oid, privilege) <> (privilege || ' on ' || name = ANY ($1))
+             CROSS JOIN LATERAL (
+                 SELECT privilege || ' on ' || name AS fault
+                 WHERE has_table_privilege(oid, privilege) <> (privilege || ' on ' || name = ANY ($1))
+                 UNION ALL
+                 SELECT privilege || ' on ' || name || '.' || a.attname
+                 FROM pg_attribute a
+                 WHERE a.attrelid = oid AND a.attnum > 0 AND NOT a.attisdropped
+                   AND privilege IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') AND NOT has_table_privilege(oid, privilege)
+                   AND has_column_privilege(oid, a.attnum, privilege)
+                       <> (privilege || ' on ' || name || '.' || a.attname = ANY ($4))) AS faults
              UNION ALL
              SELECT 'row-level security of ' || c.relname
              FROM pg_class c
-             WHERE c.relnamespace = current_schema()::regnamespace
-               AND c.relname IN (SELECT split_part(p, ' on ', 2) FROM unnest($1) AS p)
+             WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY ($5)
                AND row_security_active(c.oid) = (c.relname = ANY ($2))
              UNION ALL
              SELECT 'EXECUTE on ' || signature
@@ -363,6 +419,8 @@ pub(crate) async fn verify(database: &Database, kind: ApiRoleKind) -> Result<(),
     .bind(rights.of_relations())
     .bind(OF_NO_TENANT.as_slice())
     .bind(rights.callable)
+    .bind(rights.of_columns())
+    .bind(rights.relations())
     .persistent(database.keeps_statements());
     let faults: Vec<String> =
         database.statement(async |connection| Ok(query.fetch_all(connection).await?)).await?;

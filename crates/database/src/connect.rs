@@ -9,9 +9,7 @@ use sqlx::query::{Query, QueryAs};
 use sqlx::{Connection as _, FromRow, Postgres};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection_settings::{
-    self, AUDIT_CHAIN, Limits, SessionSettings, Settings, Statements,
-};
+use crate::connection_settings::{self, Limits, SessionSettings, Settings, Statements};
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::sequences::{self, AdvancedSequence};
@@ -197,13 +195,14 @@ impl Database {
         self.statement(async |connection| Ok(query.execute(connection).await?.rows_affected()))
     }
 
-    /// Runs work of one statement: one transaction. For a tenant the transaction begins with its name; an unnamed statement
-    /// is parsed and executed in two round trips, which only a transaction keeps on one connection of a pooler.
+    /// Runs work of one statement: one transaction. With a role of the API the transaction is begun, since that resets the
+    /// session; and an unnamed statement is parsed and executed in two round trips, which only a transaction keeps on one
+    /// connection of a pooler.
     pub(crate) async fn statement<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
-        match self.tenant.is_some() || !self.keeps_statements() {
+        match self.pool.is_of_role() {
             true => self.in_transaction(work).await,
             false => self.within(work).await,
         }
@@ -215,7 +214,7 @@ impl Database {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
-        self.in_transaction_of("BEGIN", async |connection| {
+        self.in_transaction_of(Begin::ToWrite, async |connection| {
             if let Some(states) = &self.states {
                 states.note(connection, self.keeps_statements()).await?;
             }
@@ -249,15 +248,16 @@ impl Database {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
-        self.in_transaction_of("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", work).await
+        self.in_transaction_of(Begin::Snapshot, work).await
     }
 
     async fn in_transaction_of<T>(
         &self,
-        begin: &'static str,
+        begin: Begin,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
         self.within(async |connection| {
+            let begin = begin.statements(self.pool.is_of_role());
             let mut transaction = connection.begin_with(begin).await?;
             if let Some(tenant) = &self.tenant {
                 self.name_tenant(&mut transaction, tenant).await?;
@@ -269,14 +269,14 @@ impl Database {
         .await
     }
 
-    /// Names the tenant whose rows this transaction may see, the chain of its audit entries, and the time limits of its
-    /// statements. A commit that PostgreSQL would report before it is durable is made durable: entries of the audit log and
+    /// Names the tenant whose rows this transaction may see, and the time limits of its statements. A commit that PostgreSQL would report before it is durable is made durable: entries of the audit log and
     /// nonces depend on it. All of this ends with the transaction, so that another one on this connection, of this process or
     /// behind a pooler of another one, has nothing of it.
     async fn name_tenant(&self, connection: &mut PgConnection, signed: &str) -> Result<()> {
         let query =
             "SELECT set_config('verbatim.tenant', $1, true), set_config('statement_timeout', $2, true),
-                    set_config('lock_timeout', $3, true), set_config('verbatim.audit_chain', $4, true),
+                    set_config('lock_timeout', $3, true),
+                    CASE WHEN current_setting('application_name') <> $4 THEN set_config('application_name', $4, true) END,
                     CASE current_setting('synchronous_commit')
                          WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END";
         let milliseconds = |limit: Duration| format!("{}ms", limit.as_millis());
@@ -284,7 +284,8 @@ impl Database {
             .bind(signed)
             .bind(milliseconds(self.limits.time_out))
             .bind(milliseconds(self.limits.lock_time_out))
-            .bind(AUDIT_CHAIN.to_string())
+            // A pooler's own connection has another one.
+            .bind(self.pool.options().get_application_name().unwrap_or_default())
             .persistent(self.keeps_statements())
             .execute(connection)
             .await?;
@@ -340,6 +341,31 @@ impl Database {
             Err(elapsed) => {
                 lease.discard();
                 Err(timed_out(elapsed))
+            }
+        }
+    }
+}
+
+/// How a transaction begins.
+#[derive(Debug, Clone, Copy)]
+enum Begin {
+    /// At the default level.
+    ToWrite,
+    /// To read, on one snapshot.
+    Snapshot,
+}
+
+impl Begin {
+    /// With a role of the API the session is reset first, in the same round trip: settings and advisory locks of a session
+    /// outlive the transaction that took them, so that a statement injected into one request would change or stop the next
+    /// requests on this connection.
+    fn statements(self, of_role: bool) -> &'static str {
+        match (self, of_role) {
+            (Self::ToWrite, false) => "BEGIN",
+            (Self::ToWrite, true) => "BEGIN; RESET ALL; SELECT pg_advisory_unlock_all()",
+            (Self::Snapshot, false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            (Self::Snapshot, true) => {
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; RESET ALL; SELECT pg_advisory_unlock_all()"
             }
         }
     }

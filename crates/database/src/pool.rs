@@ -74,6 +74,11 @@ impl Pool {
         }
     }
 
+    /// Whether the connections are those of a role of the conversation-api.
+    pub(crate) fn is_of_role(&self) -> bool {
+        self.session_settings != SessionSettings::OfTheConnection
+    }
+
     /// As many connections to the same server, which are opened in the same way.
     pub(crate) fn another(&self, connections: u32) -> Self {
         Self::new(self.options.clone(), self.session_settings, connections)

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use domain::ids::TenantId;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 /// The block of SHA-256, to which HMAC pads its key (RFC 2104).
 const BLOCK: usize = 64;
@@ -33,6 +34,11 @@ impl TenantKey {
     /// The value for every tenant, and for what is of no tenant: an empty name, which no tenant has.
     pub(crate) fn signed_for_every_tenant(&self) -> String {
         self.signed_name("")
+    }
+
+    /// A chain of the audit log, for `verbatim_audit`. No tenant's name has a line feed, so neither stands for the other.
+    pub(crate) fn signed_audit_chain(&self, chain: Uuid) -> String {
+        self.signed_name(&format!("audit chain\n{chain}"))
     }
 
     fn signed_name(&self, name: &str) -> String {

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use database::{
-    Actor, ApiDatabase, ApiRole, ApiRoleChange, ApiRoleKind, Database, NewApiKey, OperatorDatabase,
-    SchemaError, Settings, Statements, TenantKey, secret_hash,
+    Actor, ApiDatabase, ApiRole, ApiRoleChange, ApiRoleKind, Database, NewApiKey, NewAuditEntry,
+    OperatorDatabase, SchemaError, Settings, Statements, TenantKey, secret_hash,
 };
 use domain::failure::FailureClass;
 use domain::ids::{ConversationKey, TenantId};
@@ -201,7 +201,10 @@ async fn an_injected_statement_reads_no_other_tenant_and_no_key() {
         "SELECT * FROM audit_log",
         "SELECT * FROM dead_letters",
         "INSERT INTO audit_log (actor, action, tenant_id) VALUES ('somebody', 'conversation.read', 'acme')",
-        "SELECT verbatim_audit('{somebody}', '{conversation.read}', '{globex}', '{c}', '{null}')",
+        "SELECT verbatim_audit(current_setting('verbatim.tenant'), '{somebody}', '{conversation.read}',
+                               ARRAY[current_setting('verbatim.tenant')], '{c}', '{null}')",
+        "SELECT verbatim_audit(NULL, '{somebody}', '{conversation.read}', ARRAY[current_setting('verbatim.tenant')], '{c}',
+                               '{null}')",
         "SELECT verbatim_signed_tenant(repeat('0', 64) || ':globex')",
         "SELECT verbatim_hmac('', '')",
         "SELECT * FROM api_nonces",
@@ -323,6 +326,23 @@ async fn the_role_for_operators_changes_what_the_signed_tenant_has_and_nothing_e
         ("acme", audit("NULL"), None),
         ("", audit("NULL"), Some(1)),
         ("", audit("'globex'"), Some(1)),
+        // What arrived stays, and so does what the audit log says of itself.
+        ("acme", "UPDATE dead_letters SET body = 'other'".to_owned(), None),
+        ("acme", "UPDATE dead_letters SET edited_body = 'other'".to_owned(), None),
+        ("acme", "UPDATE dead_letters SET routing_key = 'other'".to_owned(), None),
+        (
+            "acme",
+            "INSERT INTO audit_log (id, actor, action, tenant_id) OVERRIDING SYSTEM VALUE
+             VALUES (9223372036854775807, 'o', 'a', 'acme')"
+                .to_owned(),
+            None,
+        ),
+        (
+            "acme",
+            "INSERT INTO audit_log (actor, action, tenant_id, chain) VALUES ('o', 'a', 'acme', gen_random_uuid())"
+                .to_owned(),
+            None,
+        ),
         ("acme", "SELECT FROM audit_log".to_owned(), None),
         ("acme", "DELETE FROM dead_letters".to_owned(), None),
         ("acme", "SELECT FROM sessions".to_owned(), None),
@@ -340,6 +360,40 @@ async fn the_role_for_operators_changes_what_the_signed_tenant_has_and_nothing_e
         assert_eq!(done.as_ref().ok(), expected.as_ref(), "{name:?}: {statement}: {done:?}");
         transaction.rollback().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_entry_of_one_session_keeps_the_entries_of_no_other_process_waiting() {
+    let archive = Archive::new().await;
+    let api = archive.api(key(1));
+    let read = NewAuditEntry {
+        actor: "k1".to_owned(),
+        action: "conversation.read",
+        tenant: Some(tenant("acme")),
+        subject: Some("c".to_owned()),
+        detail: serde_json::json!({}),
+    };
+    api.audit(std::slice::from_ref(&read)).await.unwrap();
+    let chain = archive.env.psql("SELECT chain FROM audit_chains WHERE n = 1").await.unwrap();
+    // An injected statement of the other role names the chain of the API, and is not ended.
+    let mut connection = PgConnection::connect(&archive.operator_url).await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    for (name, value) in [
+        ("verbatim.tenant", signed(&archive, "acme").await),
+        ("verbatim.audit_chain", chain.clone()),
+    ] {
+        let set = sqlx::query("SELECT set_config($1, $2, true)").bind(name).bind(value);
+        set.execute(&mut *transaction).await.unwrap();
+    }
+    let insert = "INSERT INTO audit_log (actor, action, tenant_id) VALUES ('o', 'a', 'acme')";
+    sqlx::query(insert).execute(&mut *transaction).await.unwrap();
+    api.audit(&[read]).await.unwrap();
+    transaction.commit().await.unwrap();
+    let chains = "SELECT string_agg(n || CASE chain WHEN '{}' THEN ' API' ELSE ' other' END, ', ' ORDER BY n DESC)
+                  FROM audit_chains"
+        .replace("{}", &chain);
+    assert_eq!(archive.env.psql(&chains).await.unwrap(), "2 API, 1 other");
+    assert_eq!(archive.owner.verify_audit(&[], |_| {}).await.unwrap().found, 0);
 }
 
 #[tokio::test]
@@ -425,6 +479,16 @@ async fn a_role_that_may_touch_anything_else_is_refused_with_what_that_is() {
             format!("REVOKE SELECT ON conversations FROM {name}"),
             format!("GRANT SELECT ON conversations TO {name}"),
             "SELECT on conversations",
+        ),
+        (
+            format!("GRANT UPDATE (open) ON sessions TO {name}"),
+            format!("REVOKE UPDATE (open) ON sessions FROM {name}"),
+            "UPDATE on sessions.open",
+        ),
+        (
+            format!("GRANT SELECT (detail) ON audit_log TO {name}"),
+            format!("REVOKE SELECT (detail) ON audit_log FROM {name}"),
+            "SELECT on audit_log.detail",
         ),
     ] {
         archive.env.psql(&change).await.unwrap();

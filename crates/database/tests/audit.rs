@@ -287,7 +287,9 @@ async fn a_checkpoint_waits_for_no_writer_and_no_writer_for_a_checkpoint() {
 async fn a_checkpoint_is_made_when_there_is_something_new_and_by_one_process_alone() {
     let log = Log::new().await;
     assert_eq!(log.owner.checkpoint_audit().await.unwrap(), None);
+    assert_eq!(log.owner.audit_checkpoint_lag().await.unwrap(), Duration::ZERO);
     log.fill().await;
+    assert!(log.owner.audit_checkpoint_lag().await.unwrap() > Duration::ZERO);
     let makes = (0..8).map(|_| log.owner.checkpoint_audit());
     let made = futures_util::future::join_all(makes).await;
     let made: Vec<_> = made.into_iter().filter_map(Result::unwrap).collect();
@@ -295,7 +297,10 @@ async fn a_checkpoint_is_made_when_there_is_something_new_and_by_one_process_alo
     let earlier = "UPDATE audit_checkpoints SET at = at - interval '1 hour'";
     log.tamper(earlier).await;
     assert_eq!(log.owner.checkpoint_audit().await.unwrap(), None, "nothing was written since");
+    assert_eq!(log.owner.audit_checkpoint_lag().await.unwrap(), Duration::ZERO);
     log.sql("INSERT INTO audit_log (actor, action) VALUES ('a', 'b')").await;
+    let lag = log.owner.audit_checkpoint_lag().await.unwrap();
+    assert!((3_600..3_700).contains(&lag.as_secs()), "{lag:?}");
     let second = log.owner.checkpoint_audit().await.unwrap().unwrap();
     assert_eq!((second.n, second.chains), (2, 1));
 }

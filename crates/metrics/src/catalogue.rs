@@ -169,6 +169,9 @@ catalogue! {
         /// How long the words of the archived conversation that waits longest have been due; 0 when none are. Until they
         /// are written, searches do not find it.
         WordsLag = "verbatim_words_lag_seconds" in "seconds";
+        /// How old the last checkpoint of the audit log is, while entries wait for the next one; 0 while none wait. Until
+        /// then a change of these entries may stay unnoticed.
+        AuditCheckpointLag = "verbatim_audit_checkpoint_lag_seconds" in "seconds";
         /// When this replica last counted what the fleet shares, in seconds since 1970. Until the
         /// next count the gauges keep their values.
         CountedAt { what: Counted } = "verbatim_counted_timestamp_seconds" in "seconds";

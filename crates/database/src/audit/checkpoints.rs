@@ -13,7 +13,7 @@ use crate::{Database, Error, Result};
 /// How often a checkpoint is made.
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
-/// The most chains in one checkpoint; the others follow in the next.
+/// The most chains in one checkpoint, first those whose last checkpoint is the oldest; the others follow in the next.
 const MOST_CHAINS: i64 = 10_000;
 
 /// A checkpoint, for whoever keeps it outside of the database.
@@ -64,16 +64,33 @@ impl Database {
         let Some((made, ends)) = self.in_transaction(checkpoint).await? else { return Ok(None) };
         // A chain that is growing is left out: the next checkpoint records its end again.
         let query = sqlx::query(
-            "UPDATE audit_chains c SET checked_n = r.n
+            "UPDATE audit_chains c SET checked_n = r.n, checked_in = $3
              FROM unnest($1::uuid[], $2::bigint[]) AS r (chain, n)
              WHERE c.chain = r.chain AND c.checked_n < r.n
                AND c.chain IN (SELECT l.chain FROM audit_chains l WHERE l.chain = ANY ($1)
                                FOR NO KEY UPDATE SKIP LOCKED)",
         )
         .bind(ends.iter().map(|(chain, ..)| *chain).collect::<Vec<_>>())
-        .bind(ends.iter().map(|(_, n, _)| *n).collect::<Vec<_>>());
+        .bind(ends.iter().map(|(_, n, _)| *n).collect::<Vec<_>>())
+        .bind(made.n);
         self.execute(query).await?;
         Ok(Some(made))
+    }
+
+    /// How old the last checkpoint is, or the first entry if there is none yet, while entries wait for the next one; zero if
+    /// none wait.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn audit_checkpoint_lag(&self) -> Result<Duration> {
+        let query = sqlx::query_as(
+            "SELECT coalesce(extract(epoch FROM clock_timestamp() - coalesce(
+                        (SELECT at FROM audit_checkpoints ORDER BY n DESC LIMIT 1),
+                        (SELECT at FROM audit_log WHERE id IS NOT NULL ORDER BY at, id LIMIT 1))), 0)::float8
+             WHERE EXISTS (SELECT FROM audit_chains WHERE n > checked_n)",
+        );
+        let lag: Option<(f64,)> = self.values(query).await?.pop();
+        Ok(lag.and_then(|(lag,)| Duration::try_from_secs_f64(lag).ok()).unwrap_or_default())
     }
 }
 
@@ -97,7 +114,7 @@ async fn checkpoint(connection: &mut PgConnection) -> Result<Option<(Checkpoint,
         None => (1, Vec::new()),
     };
     let grown: Vec<(Uuid, i64, Vec<u8>)> = sqlx::query_as(
-        "SELECT chain, n, hash FROM audit_chains WHERE n > checked_n ORDER BY chain LIMIT $1",
+        "SELECT chain, n, hash FROM audit_chains WHERE n > checked_n ORDER BY checked_in, chain LIMIT $1",
     )
     .bind(MOST_CHAINS)
     .fetch_all(&mut *connection)

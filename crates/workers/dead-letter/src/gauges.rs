@@ -133,6 +133,8 @@ async fn count_rows(
     metrics.set(Gauge::ConversationsActive, as_value(active));
     metrics.set(Gauge::CloseLag, lag.as_secs_f64());
     metrics.set(Gauge::WordsLag, database.words_lag().await?.as_secs_f64());
+    let checkpoint_lag = database.audit_checkpoint_lag().await?;
+    metrics.set(Gauge::AuditCheckpointLag, checkpoint_lag.as_secs_f64());
     Ok(())
 }
 
