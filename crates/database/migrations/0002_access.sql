@@ -171,10 +171,12 @@ $$;
 -- `places`, which began before `after_at` or then with a smaller id, and match the filter, where it is not null.
 -- A last row that is no match says where the time ended: the next search begins there.
 --
--- It walks the months that have conversations, each by one look-up in the index of words. A month of more than 10 000
+-- It walks the months that have conversations, each by one look-up in the index of words. A month of more than `most`
 -- blocks is walked by days, such a day by hours, such an hour by minutes, so that a look-up of a frequent word is bounded,
--- too. The time is compared before each look-up but the first. The tenant is in each look-up twice, as a mark and as a
--- column, and is the signed one.
+-- too. `most` is 500 at first, so that a frequent word fills its page with little work; it grows to 10 000, so that a rare
+-- word needs few look-ups. How many blocks a month or a day has is stored: to count them would take longer than the
+-- look-up of a rare word. The time is compared before each look-up but the first. The tenant is in each look-up twice, as a
+-- mark and as a column, and is the signed one.
 CREATE FUNCTION verbatim_conversations_with_words(
     search_words text[], of_agent text, of_user text, of_model text, since timestamptz, until timestamptz,
     after_at timestamptz, after_id text, places integer, milliseconds integer)
@@ -195,9 +197,7 @@ DECLARE
     unit text;
     newest timestamptz;
     start timestamptz;
-    -- The last time that was too large, and the number of its unit.
-    large_start timestamptz := 'infinity';
-    large integer := 0;
+    most integer := 500;
 BEGIN
     WHILE free > 0 LOOP
         SELECT w.created_at INTO newest FROM conversation_words w
@@ -211,15 +211,18 @@ BEGIN
         END IF;
         is_first := false;
         -- The longest time that is not too large.
-        FOR n IN CASE WHEN newest >= large_start THEN large + 1 ELSE 1 END .. 4 LOOP
-            unit := units[n];
+        FOREACH unit IN ARRAY units LOOP
             start := date_trunc(unit, newest);
-            EXIT WHEN n = 4 OR NOT EXISTS (
-                SELECT FROM conversation_words w
-                WHERE w.tenant_id = tenant AND w.created_at >= start AND w.created_at < start + ('1 ' || unit)::interval
-                ORDER BY w.created_at OFFSET 10000 LIMIT 1);
-            large := n;
-            large_start := start;
+            EXIT WHEN CASE
+                WHEN unit IN ('month', 'day') THEN most >= (
+                    SELECT sum(d.blocks) FROM conversation_word_days d
+                    WHERE d.tenant_id = tenant AND d.day >= start::date
+                      AND d.day < (start + ('1 ' || unit)::interval)::date)
+                WHEN unit = 'hour' THEN NOT EXISTS (
+                    SELECT FROM conversation_words w
+                    WHERE w.tenant_id = tenant AND w.created_at >= start AND w.created_at < start + interval '1 hour'
+                    ORDER BY w.created_at OFFSET most LIMIT 1)
+                ELSE true END;
         END LOOP;
         FOR found_at, found_id IN
             SELECT b.created_at, b.conversation_id
@@ -244,6 +247,7 @@ BEGIN
         END LOOP;
         before_at := start;
         before_id := '';
+        most := least(4 * most, 10000);
     END LOOP;
 END $$;
 

@@ -124,9 +124,9 @@ async fn frequent_and_rare_words_are_found_once_each_in_pages_that_end_in_time()
     assert!(found.iter().eq(expected.collect::<Vec<_>>().iter()), "newest first, each once");
     assert_eq!(archive.walk("word0 common", &none, LONG).await, (vec!["c0".to_owned()], 1));
     assert_eq!(archive.walk("theirs", &none, LONG).await, (vec![], 1));
-    // No time at all: every page searches one day of this large month, and then one month.
+    // No time at all: every page searches one hour of this large month, and then one month.
     let (found, pages) = archive.walk("word0", &none, Duration::ZERO).await;
-    assert_eq!((found, pages), (vec!["c0".to_owned()], 10));
+    assert_eq!((found, pages as i64), (vec!["c0".to_owned()], BLOCKS / 60 + 2));
 
     let of_user = PageFilter { user: Some("u7".to_owned()), ..PageFilter::default() };
     let (found, _) = archive.walk("common", &of_user, LONG).await;
@@ -159,9 +159,9 @@ async fn frequent_and_rare_words_are_found_once_each_in_pages_that_end_in_time()
 async fn a_search_reads_rows_of_its_tenant_by_indexes_and_few_of_them() {
     let archive = Archive::new().await;
     for (words, found, conversations, blocks) in [
-        // A page of a frequent word: the blocks of one day, and the conversations of the page.
-        ("common", 51, 51, 1_000),
-        // Words that nobody has, or another tenant: no block. What says how large a time is reads an index alone.
+        // A page of a frequent word: the blocks of the newest hour, which has one, and of its day.
+        ("common", 51, 51, 600),
+        // Words that nobody has, or another tenant: no block.
         ("never", 0, 0, 0),
         ("theirs", 0, 0, 0),
         ("/2025-11/globex", 0, 0, 0),
@@ -191,6 +191,11 @@ async fn a_search_reads_rows_of_its_tenant_by_indexes_and_few_of_them() {
         };
         assert_eq!((*words_scanned, *scanned), (0, 0), "{words}: {read:?}");
         assert!(*fetched <= conversations && *words_fetched <= blocks, "{words}: {read:?}");
+        // How large a month or a day is, is not counted: the first hour is, and each look-up begins with one entry.
+        let by_date =
+            "SELECT pg_stat_get_xact_tuples_returned('conversation_words_by_date'::regclass)";
+        let by_date: i64 = sqlx::query_scalar(by_date).fetch_one(&mut *transaction).await.unwrap();
+        assert!(by_date <= 100, "{words}: {by_date} entries of the index by date");
         transaction.commit().await.unwrap();
     }
 }
