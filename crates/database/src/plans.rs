@@ -5,6 +5,8 @@
 //! wrong index costs more. A plan may not scan a whole table, and may sort or hash only what a limit or a whole key
 //! bounds: else a request would cost as much as its tenant has rows.
 
+mod without_predicates;
+
 use domain::failure::DeadLetterReason;
 use domain::ids::TenantId;
 use domain::status::ConversationStatus;
@@ -91,20 +93,53 @@ fn statements() -> Vec<(String, String)> {
     all
 }
 
+/// A connection of each role of the API.
+struct Connections {
+    tenants: PgConnection,
+    operators: PgConnection,
+}
+
+impl Connections {
+    /// Creates the schema and the roles, which accept tenants that are signed with this key.
+    async fn new(env: &TestEnv, key: &TenantKey) -> Self {
+        let owner = Database::open(&settings(&env.database_url)).unwrap();
+        owner.migrate(|| {}).await.unwrap();
+        let connect = async |kind, name: String| {
+            let (_, address) = env.database_url.rsplit_once('@').unwrap();
+            let url = format!("postgres://{name}:s3cret@{address}");
+            let role = ApiRole { kind, name, password: Some("s3cret".to_owned()) };
+            owner.set_up_api_role(&role, std::slice::from_ref(key)).await.unwrap();
+            PgConnection::connect(&url).await.unwrap()
+        };
+        Self {
+            tenants: connect(ApiRoleKind::Tenants, env.api_role()).await,
+            operators: connect(ApiRoleKind::Operators, env.operator_role()).await,
+        }
+    }
+
+    /// That of the role which runs the statement with this name.
+    fn of(&mut self, statement: &str) -> &mut PgConnection {
+        match statement.starts_with("dead letter") {
+            true => &mut self.operators,
+            false => &mut self.tenants,
+        }
+    }
+}
+
+/// Names the tenant of a transaction.
+async fn name_tenant(transaction: &mut PgConnection, key: &TenantKey, tenant: &str) {
+    sqlx::query("SELECT set_config('verbatim.tenant', $1, true)")
+        .bind(key.signed(&TenantId::new(tenant).unwrap()))
+        .execute(transaction)
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn every_statement_of_the_api_reads_a_bounded_number_of_rows() {
     let env = TestEnv::new().await;
-    let owner = Database::open(&settings(&env.database_url)).unwrap();
-    owner.migrate(|| {}).await.unwrap();
     let key = TenantKey::new([7; 32]);
-    let password = || Some("s3cret".to_owned());
-    let (kind, name) = (ApiRoleKind::Tenants, env.api_role());
-    let role = ApiRole { kind, name, password: password() };
-    let (kind, name) = (ApiRoleKind::Operators, env.operator_role());
-    let operators = ApiRole { kind, name, password: password() };
-    for role in [&role, &operators] {
-        owner.set_up_api_role(role, std::slice::from_ref(&key)).await.unwrap();
-    }
+    let mut connections = Connections::new(&env, &key).await;
     env.psql(
         "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation, agent_id, user_id, model_name, status)
          SELECT 't' || n % 3, 'c' || n, 's', timestamptz '2026-01-01' + n * interval '1 second', n, 'a' || n % 5, 'u' || n % 50,
@@ -123,18 +158,9 @@ async fn every_statement_of_the_api_reads_a_bounded_number_of_rows() {
     )
     .await
     .unwrap();
-    let (_, address) = env.database_url.rsplit_once('@').unwrap();
-    let connect = async |role: &ApiRole| {
-        let url = format!("postgres://{}:s3cret@{address}", role.name);
-        PgConnection::connect(&url).await.unwrap()
-    };
-    let mut connection = connect(&role).await;
-    let mut of_operators = connect(&operators).await;
     let mut faults = Vec::new();
     for (name, sql) in statements() {
-        let is_for_operators = name.starts_with("dead letter");
-        let connection = if is_for_operators { &mut of_operators } else { &mut connection };
-        let plan = explained(connection, &key, &sql).await;
+        let plan = explained(connections.of(&name), &key, &sql).await;
         let mut found = Vec::new();
         examine(&plan, &name, &mut found);
         if !found.is_empty() {
@@ -149,7 +175,7 @@ async fn every_statement_of_the_api_reads_a_bounded_number_of_rows() {
         "SELECT id FROM message_rows WHERE role = $1 LIMIT 5",
         "SELECT id FROM message_rows WHERE conversation = $1 AND created_at > coalesce($2, '-infinity'::timestamptz) LIMIT 5",
     ] {
-        let plan = explained(&mut connection, &key, unbounded).await;
+        let plan = explained(&mut connections.tenants, &key, unbounded).await;
         let mut found = Vec::new();
         examine(&plan, "unbounded", &mut found);
         assert!(!found.is_empty(), "{unbounded}: {plan:#}");
@@ -207,12 +233,7 @@ fn whole_indexes(plan: &Value, is_limited: bool, found: &mut Vec<String>) {
 /// The generic plan of a statement, as the API's role has it for a tenant.
 async fn explained(connection: &mut PgConnection, key: &TenantKey, sql: &str) -> Value {
     let mut transaction = connection.begin().await.unwrap();
-    let signed = key.signed(&TenantId::new("t1").unwrap());
-    sqlx::query("SELECT set_config('verbatim.tenant', $1, true)")
-        .bind(signed)
-        .execute(&mut *transaction)
-        .await
-        .unwrap();
+    name_tenant(&mut transaction, key, "t1").await;
     let prepare = format!("PREPARE explained AS {sql}");
     sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *transaction).await.unwrap();
     let parameters: i32 = sqlx::query_scalar(
