@@ -2,15 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod support;
+
 use std::time::Duration;
 
 use database::{
     Actor, ApiDatabase, ApiRole, ApiRoleChange, ApiRoleKind, Database, NewApiKey, NewAuditEntry,
-    OperatorDatabase, SchemaError, Settings, Statements, TenantKey, secret_hash,
+    OperatorDatabase, SchemaError, Statements, TenantKey, secret_hash,
 };
 use domain::failure::FailureClass;
 use domain::ids::{ConversationKey, TenantId};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use support::{api_role, migrated, settings};
 use testkit::TestEnv;
 use uuid::Uuid;
 
@@ -26,25 +29,10 @@ struct Archive {
 impl Archive {
     async fn new() -> Self {
         let env = TestEnv::new().await;
-        let owner = Database::open(&settings(&env.database_url)).unwrap();
-        owner.migrate(|| {}).await.unwrap();
-        let name = env.api_role();
-        let password = || Some("s3cret".to_owned());
-        let role = ApiRole { kind: ApiRoleKind::Tenants, name: name.clone(), password: password() };
-        assert_eq!(owner.set_up_api_role(&role, &[key(1)]).await.unwrap(), ApiRoleChange::Created);
-        let (kind, operators) = (ApiRoleKind::Operators, env.operator_role());
-        let operator_role = ApiRole { kind, name: operators.clone(), password: password() };
-        let created = owner.set_up_api_role(&operator_role, &[key(1)]).await.unwrap();
-        assert_eq!(created, ApiRoleChange::Created);
-        let (_, address) = env.database_url.rsplit_once('@').unwrap();
-        let operator_url = format!("postgres://{operators}:s3cret@{address}");
-        let archive = Self {
-            operator_url,
-            api_url: format!("postgres://{name}:s3cret@{address}"),
-            env,
-            owner,
-            role,
-        };
+        let owner = migrated(&env).await;
+        let (role, api_url) = api_role(&env, &owner, ApiRoleKind::Tenants, &key(1)).await;
+        let (_, operator_url) = api_role(&env, &owner, ApiRoleKind::Operators, &key(1)).await;
+        let archive = Self { env, owner, role, api_url, operator_url };
         for tenant in ["acme", "globex"] {
             archive.fill(tenant).await;
         }
@@ -81,16 +69,6 @@ impl Archive {
     /// A connection of the role, as an injected statement would have it.
     async fn connection(&self) -> PgConnection {
         PgConnection::connect(&self.api_url).await.unwrap()
-    }
-}
-
-fn settings(url: &str) -> Settings {
-    Settings {
-        url: url.to_owned(),
-        application: "test".to_owned(),
-        connections: 5,
-        time_out: Duration::from_secs(10),
-        lock_time_out: Duration::from_millis(200),
     }
 }
 

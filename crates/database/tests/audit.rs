@@ -2,15 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::time::Duration;
+mod support;
 
 use database::{
-    Actor, ApiDatabase, ApiRole, ApiRoleKind, AuditFilter, AuditFinding, AuditReport, Database,
-    NewAuditEntry, Settings, Statements, TenantKey,
+    Actor, ApiDatabase, ApiRoleKind, AuditFilter, AuditFinding, AuditReport, Database,
+    NewAuditEntry, Statements, TenantKey,
 };
 use domain::ids::TenantId;
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
+use support::{api_role, migrated, settings};
 use testkit::TestEnv;
 use uuid::Uuid;
 
@@ -23,22 +24,11 @@ struct Log {
 impl Log {
     async fn new() -> Self {
         let env = TestEnv::new().await;
-        let owner = Database::open(&settings(&env.database_url)).unwrap();
-        owner.migrate(|| {}).await.unwrap();
+        let owner = migrated(&env).await;
         let key = TenantKey::new([1; 32]);
-        let role = ApiRole {
-            kind: ApiRoleKind::Tenants,
-            name: env.api_role(),
-            password: Some("s3cret".to_owned()),
-        };
-        owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
-        let (_, address) = env.database_url.rsplit_once('@').unwrap();
-        let url = format!("postgres://{}:s3cret@{address}", role.name);
-        Self {
-            api: ApiDatabase::open(&settings(&url), key, Statements::Prepared).unwrap(),
-            env,
-            owner,
-        }
+        let (_, url) = api_role(&env, &owner, ApiRoleKind::Tenants, &key).await;
+        let api = ApiDatabase::open(&settings(&url), key, Statements::Prepared).unwrap();
+        Self { env, owner, api }
     }
 
     /// Entries of this process, of the API and of two sessions of psql.
@@ -89,16 +79,6 @@ impl Log {
 
 fn tenant(name: &str) -> Option<TenantId> {
     Some(TenantId::new(name).unwrap())
-}
-
-fn settings(url: &str) -> Settings {
-    Settings {
-        url: url.to_owned(),
-        application: "test".to_owned(),
-        connections: 8,
-        time_out: Duration::from_secs(10),
-        lock_time_out: Duration::from_secs(5),
-    }
 }
 
 #[tokio::test]

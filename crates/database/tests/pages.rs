@@ -2,15 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::time::Duration;
+mod support;
 
 use chrono::{DateTime, Utc};
 use database::{
-    ApiDatabase, ApiRole, ApiRoleKind, Database, PageFilter, PagePosition, ReadingOrder, Settings,
-    Statements, TenantKey, TotalsRequest, TranscriptRequest, WALK,
+    ApiDatabase, ApiRoleKind, Database, PageFilter, PagePosition, ReadingOrder, Statements,
+    TenantKey, TotalsRequest, TranscriptRequest, WALK,
 };
 use domain::ids::{ConversationKey, TenantId};
 use domain::status::ConversationStatus;
+use support::{api_role, migrated, settings};
 use testkit::TestEnv;
 
 struct Archive {
@@ -21,17 +22,9 @@ struct Archive {
 impl Archive {
     async fn new() -> Self {
         let env = TestEnv::new().await;
-        let owner = Database::open(&settings(&env.database_url)).unwrap();
-        owner.migrate(|| {}).await.unwrap();
-        let role = ApiRole {
-            kind: ApiRoleKind::Tenants,
-            name: env.api_role(),
-            password: Some("s3cret".to_owned()),
-        };
+        let owner = migrated(&env).await;
         let key = TenantKey::new([7; 32]);
-        owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
-        let (_, address) = env.database_url.rsplit_once('@').unwrap();
-        let url = format!("postgres://{}:s3cret@{address}", role.name);
+        let (_, url) = api_role(&env, &owner, ApiRoleKind::Tenants, &key).await;
         Self { api: ApiDatabase::open(&settings(&url), key, Statements::Prepared).unwrap(), env }
     }
 
@@ -53,16 +46,6 @@ impl Archive {
 
     fn acme(&self) -> Database {
         self.api.of(&acme())
-    }
-}
-
-fn settings(url: &str) -> Settings {
-    Settings {
-        url: url.to_owned(),
-        application: "test".to_owned(),
-        connections: 5,
-        time_out: Duration::from_secs(10),
-        lock_time_out: Duration::from_millis(200),
     }
 }
 

@@ -2,12 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod support;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate};
 use database::{
-    Actor, ApiDatabase, ApiRole, ApiRoleKind, CONVERSATION_READ, Database, DeadLetterPageFilter,
+    Actor, ApiDatabase, ApiRoleKind, CONVERSATION_READ, Database, DeadLetterPageFilter,
     DeadLetterStatus, Decision, NewAuditEntry, OperatorDatabase, PageFilter, ReadingOrder,
     ReplayOutcome, SchemaError, Selection, Settings, SignedRequest, Statements, TenantKey,
     TotalsRequest, TranscriptRequest,
@@ -16,6 +18,7 @@ use domain::ids::{ConversationId, ConversationKey, TenantId};
 use domain::message::Content;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
+use support::{api_role, migrated};
 use testkit::TestEnv;
 use testkit::environment::deep;
 use testkit::servers::PgBouncer;
@@ -36,14 +39,8 @@ struct Pooled {
 impl Pooled {
     async fn new(server_connections: u32) -> Self {
         let env = TestEnv::new().await;
-        let owner = Database::open(&settings(&env.database_url, 1)).unwrap();
-        owner.migrate(|| {}).await.unwrap();
-        let role = ApiRole {
-            kind: ApiRoleKind::Tenants,
-            name: env.api_role(),
-            password: Some("s3cret".to_owned()),
-        };
-        owner.set_up_api_role(&role, &[key()]).await.unwrap();
+        let owner = migrated(&env).await;
+        let (_, direct_url) = api_role(&env, &owner, ApiRoleKind::Tenants, &key()).await;
         for tenant in TENANTS {
             let sql = format!(
                 "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation, agent_id)
@@ -55,8 +52,6 @@ impl Pooled {
             );
             env.psql(&sql).await.unwrap();
         }
-        let (_, address) = env.database_url.rsplit_once('@').unwrap();
-        let direct_url = format!("postgres://{}:s3cret@{address}", role.name);
         let pooler = PgBouncer::before(&direct_url, &[], server_connections).await.unwrap();
         Self { env, direct_url, pooler }
     }
@@ -81,14 +76,7 @@ impl Pooled {
 }
 
 fn settings(url: &str, connections: u32) -> Settings {
-    Settings {
-        url: url.to_owned(),
-        application: "test".to_owned(),
-        connections,
-        // 200 clients wait for 8 connections.
-        time_out: Duration::from_secs(30),
-        lock_time_out: Duration::from_millis(200),
-    }
+    Settings { connections, ..support::settings(url) }
 }
 
 fn key() -> TenantKey {
@@ -252,9 +240,7 @@ async fn whatever_the_api_asks_of_postgresql_works_in_transaction_mode() {
 async fn what_operators_do_works_in_transaction_mode() {
     let pooled = Pooled::new(1).await;
     let owner = Database::open(&settings(&pooled.env.database_url, 1)).unwrap();
-    let name = pooled.env.operator_role();
-    let role = ApiRole { kind: ApiRoleKind::Operators, name, password: Some("s3cret".to_owned()) };
-    owner.set_up_api_role(&role, &[key()]).await.unwrap();
+    let (_, url) = api_role(&pooled.env, &owner, ApiRoleKind::Operators, &key()).await;
     let id = Uuid::new_v4();
     let sql = format!(
         "INSERT INTO dead_letters (id, queue, reason, error, tenant_id, routing_key, exchange, body, properties, headers,
@@ -262,8 +248,6 @@ async fn what_operators_do_works_in_transaction_mode() {
          VALUES ('{id}', 'q', 'schema', 'e', 'acme', 'r', '', '', '{{}}', '{{}}', 1, 0, now(), now())"
     );
     pooled.env.psql(&sql).await.unwrap();
-    let (_, address) = pooled.env.database_url.rsplit_once('@').unwrap();
-    let url = format!("postgres://{}:s3cret@{address}", role.name);
     let pooler = PgBouncer::before(&url, &[], 2).await.unwrap();
     let open =
         |statements| OperatorDatabase::open(&settings(pooler.url(), 2), key(), statements).unwrap();

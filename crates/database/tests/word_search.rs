@@ -2,15 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod support;
+
 use std::time::Duration;
 
 use database::{
-    ApiDatabase, ApiRole, ApiRoleKind, ConversationPage, Database, PageFilter, PagePosition,
-    Settings, Statements, TenantKey, WordSearch,
+    ApiDatabase, ApiRoleKind, ConversationPage, PageFilter, PagePosition, Statements, TenantKey,
+    WordSearch,
 };
 use domain::ids::TenantId;
 use domain::words::SearchWords;
 use sqlx::{Connection as _, PgConnection};
+use support::{api_role, migrated, settings};
 use testkit::TestEnv;
 
 /// The blocks of `acme` in one month: more than a look-up of a month may have.
@@ -21,29 +24,13 @@ struct Archive {
     api: ApiDatabase,
 }
 
-fn settings(url: &str) -> Settings {
-    Settings {
-        url: url.to_owned(),
-        application: "test".to_owned(),
-        connections: 2,
-        time_out: Duration::from_secs(30),
-        lock_time_out: Duration::from_secs(1),
-    }
-}
-
 impl Archive {
     /// `acme` has a conversation every minute since November 2025, and one in 2020; `globex` has as many.
     async fn new() -> Self {
         let env = TestEnv::new().await;
-        let owner = Database::open(&settings(&env.database_url)).unwrap();
-        owner.migrate(|| {}).await.unwrap();
+        let owner = migrated(&env).await;
         let key = TenantKey::new([7; 32]);
-        let role = ApiRole {
-            kind: ApiRoleKind::Tenants,
-            name: env.api_role(),
-            password: Some("s3cret".to_owned()),
-        };
-        owner.set_up_api_role(&role, std::slice::from_ref(&key)).await.unwrap();
+        let (_, url) = api_role(&env, &owner, ApiRoleKind::Tenants, &key).await;
         env.psql(&format!(
             "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation, agent_id, user_id, model_name,
                                         status, finalised_at)
@@ -63,8 +50,6 @@ impl Archive {
         .await
         .unwrap();
         env.psql("VACUUM ANALYZE").await.unwrap();
-        let (_, address) = env.database_url.rsplit_once('@').unwrap();
-        let url = format!("postgres://{}:s3cret@{address}", role.name);
         let api = ApiDatabase::open(&settings(&url), key, Statements::Prepared).unwrap();
         api.verify().await.unwrap();
         Self { env, api }
