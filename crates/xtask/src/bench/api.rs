@@ -15,6 +15,7 @@ use serde_json::Value;
 use testkit::fleet::Worker;
 use testkit::http::Connection;
 use testkit::wait::until;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::archive::{self, LARGE, LONG, SMALL};
@@ -90,7 +91,7 @@ struct Request {
     /// It is sent so many times less often than the others.
     rarer: u32,
     key: Key,
-    path: Box<dyn Fn(usize) -> String + Send + Sync>,
+    path: Arc<dyn Fn(usize) -> String + Send + Sync>,
 }
 
 /// Whose key.
@@ -188,9 +189,9 @@ fn requests(middle: String) -> Vec<Request> {
         limit: 100.0,
         rarer: 1,
         key: Key::Large,
-        path: Box::new(move |n| format!("/api/conversations/list/{LARGE}?limit=50{}", query(n))),
+        path: Arc::new(move |n| format!("/api/conversations/list/{LARGE}?limit=50{}", query(n))),
     };
-    let transcript = |kind, key, path: Box<dyn Fn(usize) -> String + Send + Sync>| Request {
+    let transcript = |kind, key, path: Arc<dyn Fn(usize) -> String + Send + Sync>| Request {
         kind,
         limit: 50.0,
         rarer: 1,
@@ -217,7 +218,7 @@ fn requests(middle: String) -> Vec<Request> {
             limit: 100.0,
             rarer: 10,
             key: Key::Large,
-            path: Box::new(|_| {
+            path: Arc::new(|_| {
                 format!("/api/conversations/stats/{LARGE}?from=2026-02-01&to=2026-03-02")
             }),
         },
@@ -226,24 +227,24 @@ fn requests(middle: String) -> Vec<Request> {
             limit: 100.0,
             rarer: 100,
             key: Key::Large,
-            path: Box::new(|_| {
+            path: Arc::new(|_| {
                 format!("/api/conversations/stats/{LARGE}?from=2026-01-01&to=2026-12-31")
             }),
         },
         transcript(
             "a conversation of 35 messages",
             Key::Small,
-            Box::new(|n| format!("/api/conversations/o{}/full", n % archive::READ * 20)),
+            Arc::new(|n| format!("/api/conversations/o{}/full", n % archive::READ * 20)),
         ),
         transcript(
             "the last 500 messages of many",
             Key::Large,
-            Box::new(|_| format!("/api/conversations/{LONG}/full?limit=500&order=desc")),
+            Arc::new(|_| format!("/api/conversations/{LONG}/full?limit=500&order=desc")),
         ),
         transcript(
             "100 messages in the middle of many",
             Key::Large,
-            Box::new(move |_| format!("/api/conversations/{LONG}/full?limit=100{middle}")),
+            Arc::new(move |_| format!("/api/conversations/{LONG}/full?limit=100{middle}")),
         ),
     ]
 }
@@ -306,27 +307,29 @@ async fn measure(api: &Api, request: &Request, options: &Options) -> Result<Meas
         connection.get(&(request.path)(n), &[("authorization", &authorization)]).await?;
     }
     let began = Instant::now();
-    let clients = connections.into_iter().map(|mut connection| {
-        let (next, authorization) = (Arc::clone(&next), &authorization);
-        async move {
+    let mut clients = JoinSet::new();
+    for mut connection in connections {
+        let (next, path) = (Arc::clone(&next), Arc::clone(&request.path));
+        let authorization = authorization.clone();
+        clients.spawn(async move {
             let (mut times, mut bytes) = (Vec::new(), 0);
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 if n >= count {
-                    return Ok((times, bytes));
+                    return anyhow::Ok((times, bytes));
                 }
                 let due = began + Duration::from_secs(1) * u32::try_from(n)? / rate;
                 sleep_until(due).await;
-                let path = (request.path)(n);
-                let response = connection.get(&path, &[("authorization", authorization)]).await?;
+                let path = path(n);
+                let response = connection.get(&path, &[("authorization", &authorization)]).await?;
                 ensure!(response.status == 200, "{path}: {response:?}");
                 times.push(due.elapsed().as_secs_f64() * 1_000.0);
                 bytes = response.body.len();
             }
-        }
-    });
+        });
+    }
     let (mut times, mut bytes) = (Vec::new(), 0);
-    for client in join_all(clients).await {
+    for client in clients.join_all().await {
         let (of_client, last): (Vec<f64>, usize) = client?;
         times.extend(of_client);
         bytes = bytes.max(last);
@@ -403,23 +406,4 @@ impl Summary {
             options.ids
         ));
     }
-}
-
-/// Runs all futures at once on this task.
-async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
-    std::future::poll_fn(|context| {
-        let mut is_done = true;
-        for (future, output) in &mut running {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(value) => *output = Some(value),
-                    std::task::Poll::Pending => is_done = false,
-                }
-            }
-        }
-        if is_done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    running.into_iter().filter_map(|(_, output)| output).collect()
 }
