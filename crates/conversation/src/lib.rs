@@ -47,4 +47,4 @@ pub use sessions::Sessions;
 pub use statistics::{Stale, Statistics};
 pub use transient::retry_transient;
 pub use view::{MessageView, TranscriptView};
-pub use words::WordWriter;
+pub use words::{WordWriter, words_differing};

@@ -4,13 +4,16 @@
 //! this, or whether an earlier run was cut off. The steps are short: a read of at most 256 KiB of text, or of one message;
 //! a write of at most 8 192 words, or of one block. A long conversation takes many of them, and no lock between two.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use database::{Database, TextPosition, WordBlock, WordsDone, WordsDue};
+use database::{
+    Database, TextOfMessage, TextPosition, WordBlock, WordsDifference, WordsDone, WordsDue,
+};
 use domain::causes::with_causes;
 use domain::failure::Unavailable;
 use domain::failure_policy::SLOW_LIMITS;
+use domain::ids::ConversationKey;
 use domain::words::for_each_word;
 use failpoints::Step;
 use metrics::{Counter, Metrics};
@@ -86,31 +89,84 @@ impl WordWriter {
 
     /// Writes the words of these conversations, block by block.
     async fn write_part(&self, steps: &Steps, part: &[WordsDue]) -> Result<Vec<()>, StepError> {
-        let mut blocks = Blocks::default();
-        let mut after: Option<TextPosition> = None;
-        loop {
-            let first = blocks.conversation;
-            let (texts, more) = steps
-                .step(|| {
-                    steps.database.texts(&part[first..], after.as_ref(), MESSAGES, BLOCK_BYTES)
-                })
-                .await?;
-            for text in texts {
-                blocks.go_on_to(first + text.conversation);
-                blocks.add(&text.text);
-                after = Some(text.at);
-            }
-            if !more {
-                blocks.go_on_to(part.len());
-            }
-            while let Some((full, done)) = blocks.take(!more) {
-                steps.step(|| steps.database.write_words(part, &full, &done, LEASE)).await?;
+        let mut reading = Reading::of(part);
+        while let Some((unread, after)) = reading.unread() {
+            let texts =
+                steps.step(|| steps.database.texts(unread, after, MESSAGES, BLOCK_BYTES)).await?;
+            reading.add(texts);
+            while let Some((blocks, done)) = reading.take() {
+                steps.step(|| steps.database.write_words(part, &blocks, &done, LEASE)).await?;
                 self.metrics.add(Counter::WordsWritten, done.len() as u64);
             }
-            if !more {
-                return Ok(Vec::new());
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// Those of these conversations whose stored words are not those of their messages, with what differs. Only archived ones
+/// are compared, and only where the words are not due.
+///
+/// # Errors
+/// PostgreSQL failed.
+pub async fn words_differing(
+    database: &Database,
+    keys: &[ConversationKey],
+) -> Result<Vec<(ConversationKey, WordsDifference)>, database::Error> {
+    let written = database.words_written(keys).await?;
+    let mut found: BTreeMap<usize, WordsDifference> = BTreeMap::new();
+    let mut reading = Reading::of(&written);
+    while let Some((unread, after)) = reading.unread() {
+        let texts = database.texts(unread, after, MESSAGES, BLOCK_BYTES).await?;
+        reading.add(texts);
+        while let Some((blocks, done)) = reading.take() {
+            for (n, more) in database.words_differing(&written, &blocks, &done).await? {
+                *found.entry(n).or_default() += more;
             }
         }
+    }
+    let of = |(n, difference): (usize, _)| Some((written.get(n)?.key.clone(), difference));
+    Ok(found.into_iter().filter_map(of).collect())
+}
+
+/// The texts of several conversations, read one page after the other, and the blocks that they make.
+struct Reading<'a> {
+    conversations: &'a [WordsDue],
+    /// The place of the last text that was read.
+    after: Option<TextPosition>,
+    is_over: bool,
+    blocks: Blocks,
+}
+
+impl<'a> Reading<'a> {
+    fn of(conversations: &'a [WordsDue]) -> Self {
+        let is_over = conversations.is_empty();
+        Self { conversations, after: None, is_over, blocks: Blocks::default() }
+    }
+
+    /// The conversations that are to be read, and the place in the first one after which to begin; `None` after the last
+    /// text.
+    fn unread(&self) -> Option<(&'a [WordsDue], Option<&TextPosition>)> {
+        let unread = self.conversations.get(self.blocks.conversation..).unwrap_or_default();
+        (!self.is_over).then_some((unread, self.after.as_ref()))
+    }
+
+    /// Adds the texts that were read of [`Self::unread`], and whether there may be more.
+    fn add(&mut self, (texts, more): (Vec<TextOfMessage>, bool)) {
+        let first = self.blocks.conversation;
+        for text in texts {
+            self.blocks.go_on_to(first + text.conversation);
+            self.blocks.add(&text.text);
+            self.after = Some(text.at);
+        }
+        if !more {
+            self.blocks.go_on_to(self.conversations.len());
+            self.is_over = true;
+        }
+    }
+
+    /// Blocks for one write: [`Blocks::take`].
+    fn take(&mut self) -> Option<(Vec<WordBlock>, Vec<WordsDone>)> {
+        self.blocks.take(self.is_over)
     }
 }
 

@@ -101,8 +101,8 @@ pub use totals::{COUNTED_ACTIVE, GroupedTotals, Totals, TotalsRequest};
 pub use trace::{ConversationTrace, MessageTrace};
 pub use transcript_pages::{PagedMessage, ReadingOrder, TranscriptPage, TranscriptRequest};
 pub use verify::{
-    ConversationCheck, DayCheck, Difference, Differences, OrphanedRows, OrphanedStatistics, Repair,
-    Scope,
+    ConversationCheck, DayCheck, Difference, Differences, OrphanedRows, OrphanedStatistics,
+    OrphanedWords, Repair, Scope, WordsDifference,
 };
 pub use wal_position::{History, Lsn, ReplicaState, ReplicaStates, WalPosition};
 pub use word_search::WordSearch;

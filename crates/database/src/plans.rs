@@ -20,11 +20,11 @@ use crate::totals::{TotalsRequest, sums};
 use crate::transcript_pages::{
     ReadingOrder, beyond, conversation_statement, messages_statement, statistics_statement,
 };
-use crate::words;
 use crate::{
     ApiRole, ApiRoleKind, Database, DeadLetterPageFilter, DeadLetterPosition, DeadLetterStatus,
     Settings, TenantKey,
 };
+use crate::{verify, words};
 
 fn settings(url: &str) -> Settings {
     Settings {
@@ -207,6 +207,7 @@ async fn words_are_claimed_read_and_written_by_keys() {
         ("claim", words::CLAIM),
         ("texts", words::TEXTS),
         ("write", words::WRITE),
+        ("verify", verify::WORDS_DIFFERING),
         ("lag", words::LAG),
     ] {
         let plan = explained(&mut connection, &key, sql).await;

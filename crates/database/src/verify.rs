@@ -10,6 +10,7 @@ mod difference;
 mod integrity;
 mod repair;
 mod scope;
+mod words;
 
 pub use conversations::{ConversationCheck, Differences};
 pub use days::DayCheck;
@@ -17,3 +18,6 @@ pub use difference::Difference;
 pub use integrity::{OrphanedRows, OrphanedStatistics};
 pub use repair::Repair;
 pub use scope::Scope;
+#[cfg(test)]
+pub(crate) use words::DIFFERING as WORDS_DIFFERING;
+pub use words::{OrphanedWords, WordsDifference};

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use domain::ids::{ConversationKey, MessageId};
-use sqlx::Row as _;
-use sqlx::postgres::{PgBindIterExt as _, PgRow};
+use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row as _};
 
 use crate::rows::{BindKeys as _, corrupt, id, item_of, key};
 use crate::{Database, Result};
@@ -66,16 +67,19 @@ pub struct WordsDone {
     pub blocks: i32,
 }
 
+impl WordsDue {
+    pub(crate) fn of(row: &PgRow) -> Result<Self> {
+        let key = key(row.try_get("tenant_id")?, row.try_get("conversation_id")?)?;
+        Ok(Self { key, finalised_at: row.try_get("finalised_at")? })
+    }
+}
+
 impl Database {
     /// Claims conversations whose words are to be written: those that were archived first, at most `limit`. No other
     /// process gets them until the lease ends.
     pub async fn claim_words(&self, limit: u32, lease: Duration) -> Result<Vec<WordsDue>> {
         let query = sqlx::query(CLAIM).bind(i64::from(limit)).bind(lease.as_secs_f64());
-        let due = |row: &PgRow| {
-            let key = key(row.try_get("tenant_id")?, row.try_get("conversation_id")?)?;
-            Ok(WordsDue { key, finalised_at: row.try_get("finalised_at")? })
-        };
-        self.rows(query).await?.iter().map(due).collect()
+        self.rows(query).await?.iter().map(WordsDue::of).collect()
     }
 
     /// Texts of these conversations, in their order and then in that of their messages: at most `limit` messages and
@@ -124,17 +128,7 @@ impl Database {
         done: &[WordsDone],
         lease: Duration,
     ) -> Result<()> {
-        // The positions in SQL count from 1.
-        let place = |conversation: usize| i64::try_from(conversation + 1).unwrap_or_default();
-        let query = sqlx::query(WRITE)
-            .bind_keys(due.iter().map(|it| &it.key))
-            .bind(due.iter().map(|it| it.finalised_at).bind_iter())
-            .bind(blocks.iter().map(|it| place(it.conversation)).bind_iter())
-            .bind(blocks.iter().map(|it| it.number).bind_iter())
-            .bind(blocks.iter().map(|it| it.words.as_str()).bind_iter())
-            .bind(done.iter().map(|it| place(it.conversation)).bind_iter())
-            .bind(done.iter().map(|it| it.blocks).bind_iter())
-            .bind(lease.as_secs_f64());
+        let query = bind_blocks(sqlx::query(WRITE), due, blocks, done).bind(lease.as_secs_f64());
         self.execute(query).await.map(drop)
     }
 
@@ -178,29 +172,60 @@ pub(crate) const LAG: &str = "
     SELECT coalesce((SELECT extract(epoch FROM statement_timestamp() - finalised_at)::float8
                      FROM words_due ORDER BY finalised_at LIMIT 1), 0)";
 
+/// The parameters of [`blocks`].
+pub(crate) fn bind_blocks<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    due: &[WordsDue],
+    blocks: &[WordBlock],
+    done: &[WordsDone],
+) -> Query<'q, Postgres, PgArguments> {
+    // The positions in SQL count from 1.
+    let place = |conversation: usize| i64::try_from(conversation + 1).unwrap_or_default();
+    query
+        .bind_keys(due.iter().map(|it| &it.key))
+        .bind(due.iter().map(|it| it.finalised_at).bind_iter())
+        .bind(blocks.iter().map(|it| place(it.conversation)).bind_iter())
+        .bind(blocks.iter().map(|it| it.number).bind_iter())
+        .bind(blocks.iter().map(|it| it.words.as_str()).bind_iter())
+        .bind(done.iter().map(|it| place(it.conversation)).bind_iter())
+        .bind(done.iter().map(|it| it.blocks).bind_iter())
+}
+
+/// A statement over blocks as they are stored: `blocks`, of the conversations `archived`, which the first part selects from
+/// `due`; and `done`, with the number of blocks of those that have no more.
+macro_rules! blocks {
+    ($archived:literal, $then:literal) => {
+        concat!(
+            "WITH due AS MATERIALIZED (
+                SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY
+                              AS k (tenant_id, id, finalised_at, n)),
+            archived AS MATERIALIZED (SELECT k.n, c.tenant_id, c.id, c.created_at, c.finalised_at ",
+            $archived,
+            "),
+            blocks AS (
+                SELECT c.*, b.block,
+                       string_to_array(b.words, ' ') || ARRAY[
+                           verbatim_word_mark('month', c.tenant_id, c.created_at),
+                           verbatim_word_mark('day', c.tenant_id, c.created_at),
+                           verbatim_word_mark('hour', c.tenant_id, c.created_at),
+                           verbatim_word_mark('minute', c.tenant_id, c.created_at)] COLLATE \"C\" AS words
+                FROM unnest($4::bigint[], $5::int[], $6::text[]) AS b (n, block, words) JOIN archived c USING (n)),
+            done AS MATERIALIZED (SELECT * FROM unnest($7::bigint[], $8::int[]) AS d (n, blocks)), ",
+            $then
+        )
+    };
+}
+pub(crate) use blocks;
+
 /// The conversations are locked in key order. Blocks that an earlier close had and this one has not are deleted; those
 /// with the same numbers are replaced.
-pub(crate) const WRITE: &str = "
-    WITH due AS MATERIALIZED (
-        SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY
-                      AS k (tenant_id, id, finalised_at, n)),
-    archived AS MATERIALIZED (
-        SELECT k.n, c.tenant_id, c.id, c.created_at, c.finalised_at
-        FROM due k JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-        WHERE c.status = 'archived' AND c.finalised_at = k.finalised_at
-        ORDER BY c.tenant_id, c.id
-        FOR KEY SHARE OF c),
-    done AS MATERIALIZED (SELECT * FROM unnest($7::bigint[], $8::int[]) AS d (n, blocks)),
-    written AS (
+pub(crate) const WRITE: &str = blocks!(
+    "FROM due k JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+     WHERE c.status = 'archived' AND c.finalised_at = k.finalised_at
+     ORDER BY c.tenant_id, c.id FOR KEY SHARE OF c",
+    "written AS (
         INSERT INTO conversation_words (tenant_id, conversation_id, block, created_at, finalised_at, words)
-        SELECT c.tenant_id, c.id, b.block, c.created_at, c.finalised_at,
-               string_to_array(b.words, ' ') || ARRAY[
-                   verbatim_word_mark('month', c.tenant_id, c.created_at),
-                   verbatim_word_mark('day', c.tenant_id, c.created_at),
-                   verbatim_word_mark('hour', c.tenant_id, c.created_at),
-                   verbatim_word_mark('minute', c.tenant_id, c.created_at)]
-        FROM unnest($4::bigint[], $5::int[], $6::text[]) AS b (n, block, words) JOIN archived c USING (n)
-        ORDER BY c.tenant_id, c.id, b.block
+        SELECT tenant_id, id, block, created_at, finalised_at, words FROM blocks ORDER BY tenant_id, id, block
         ON CONFLICT (tenant_id, conversation_id, block) DO UPDATE SET
             created_at = excluded.created_at, finalised_at = excluded.finalised_at, words = excluded.words),
     shortened AS (
@@ -212,4 +237,5 @@ pub(crate) const WRITE: &str = "
         WHERE w.finalised_at = k.finalised_at AND w.tenant_id = k.tenant_id AND w.conversation_id = k.id
           AND d.n IS NULL)
     DELETE FROM words_due w USING due k JOIN done d USING (n)
-    WHERE w.finalised_at = k.finalised_at AND w.tenant_id = k.tenant_id AND w.conversation_id = k.id";
+    WHERE w.finalised_at = k.finalised_at AND w.tenant_id = k.tenant_id AND w.conversation_id = k.id"
+);

@@ -14,6 +14,7 @@ mod finding;
 mod queues;
 mod rows;
 mod run;
+mod words;
 
 use database::Scope;
 use tokio::time::Instant;
@@ -54,6 +55,7 @@ impl Verifier {
                     Ok(dirty) => run.days(dirty).await,
                     Err(unknown) => Err(unknown.clone()),
                 },
+                Section::Words => run.words().await,
                 Section::Integrity => run.integrity().await,
                 Section::Queues => run.queues().await,
             };

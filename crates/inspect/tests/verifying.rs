@@ -24,8 +24,8 @@ use serde_json::json;
 use testkit::TestEnv;
 
 /// All sections but queues: no statistics-worker runs here, so the closers' events stay queued.
-const STORED: [Section; 4] =
-    [Section::HotCopies, Section::Conversations, Section::Days, Section::Integrity];
+const STORED: [Section; 5] =
+    [Section::HotCopies, Section::Conversations, Section::Days, Section::Words, Section::Integrity];
 
 struct World {
     env: TestEnv,
@@ -60,12 +60,13 @@ impl World {
         world
     }
 
-    /// [`Self::with_messages`], archived, with statistics.
+    /// [`Self::with_messages`], archived, with statistics and words.
     async fn archived() -> Self {
         let world = Self::with_messages().await;
         world.sql("UPDATE conversations SET close_requested_at = now()").await;
         world.fleet().await;
         assert_eq!(world.sql("SELECT count(*) FROM conversation_stats").await, "2");
+        assert_eq!(world.sql("SELECT count(*) FROM conversation_words").await, "2");
         world
     }
 
@@ -73,6 +74,7 @@ impl World {
     async fn fleet(&self) {
         sweep(&self.closer).await;
         refresh(&self.replica.statistics).await;
+        while self.replica.words.write().await.unwrap() > 0 {}
     }
 
     async fn sql(&self, statement: &str) -> String {
@@ -344,8 +346,10 @@ async fn an_archived_conversation_without_its_messages_is_found_and_never_droppe
         ))
         .await;
     let actor = Repairs::By("me".to_owned());
-    let (found, _) = run(&world.verifier(actor), &Scope::default(), &STORED).await;
+    let sections = [Section::Conversations];
+    let (found, _) = run(&world.verifier(actor), &Scope::default(), &sections).await;
     assert_eq!(one(&found, Kind::MessagesGone, "s").repair_outcome, RepairOutcome::NotRepairable);
+    one(&world.repaired(&[Section::Words]).await, Kind::WordsDiffer, "s");
     world.fleet().await;
     assert_eq!(world.sql("SELECT count(*) FROM conversations").await, "2");
 }
@@ -474,7 +478,11 @@ async fn statistics_that_are_not_computed_are_found() {
     let mut world = World::archived().await;
     world.overdue_after = Duration::from_millis(100);
     world
-        .sql("UPDATE conversations SET stats_from = NULL, finalised_at = now() - interval '1 hour'; UPDATE daily_stats SET dirty = true")
+        .sql(
+            "UPDATE conversations SET stats_from = NULL, finalised_at = now() - interval '1 hour';
+             INSERT INTO words_due SELECT finalised_at, tenant_id, id FROM conversations;
+             UPDATE daily_stats SET dirty = true",
+        )
         .await;
     let found = world.findings(&[Section::Conversations, Section::Days]).await;
     let kinds: Vec<_> = found.iter().map(|it| it.kind).collect();
@@ -523,6 +531,108 @@ async fn orphaned_rows_are_found() {
     world.fleet().await;
     world.is_clean().await;
     assert_eq!(world.sql("SELECT conversations FROM daily_stats").await, "2");
+}
+
+#[tokio::test]
+async fn words_that_are_missing_wrong_or_too_many_are_found_and_written_again() {
+    let world = World::archived().await;
+    let id = key("s").conversation;
+    let found_by = format!("SELECT finalised_at FROM conversations WHERE id = '{id}'");
+    let words = "SELECT string_agg(concat_ws(' ', conversation_id, block, words), '; ' ORDER BY conversation_id, block)
+                 FROM conversation_words";
+    let right = world.sql(words).await;
+    for (damage, detail) in [
+        ("DELETE FROM conversation_words".to_owned(), "blocks: 1 missing"),
+        ("UPDATE conversation_words SET words = words || '{forged}'".to_owned(), "blocks: 1 different"),
+        // A search of its month does not find it.
+        (
+            "UPDATE conversation_words SET words = array_replace(words, '/2026-11/acme', '/2026-10/acme')"
+                .to_owned(),
+            "blocks: 1 different",
+        ),
+        // A search finds only words of the newest close.
+        (
+            format!("UPDATE conversation_words SET finalised_at = ({found_by}) - interval '1 s'"),
+            "blocks: 1 different",
+        ),
+        (
+            "INSERT INTO conversation_words
+                 SELECT tenant_id, conversation_id, 1, created_at, finalised_at, words FROM conversation_words"
+                .to_owned(),
+            "blocks: 1 surplus",
+        ),
+        ("UPDATE conversation_words SET block = 1".to_owned(), "blocks: 1 missing, 1 surplus"),
+    ] {
+        world.sql(&format!("{damage} WHERE conversation_id = '{id}'")).await;
+        let found = one(&world.repaired(&STORED).await, Kind::WordsDiffer, "s");
+        assert_eq!(found.detail, detail, "{damage}");
+        // Until a statistics-worker wrote them they are due, which is no finding.
+        world.is_clean().await;
+        world.fleet().await;
+        world.is_clean().await;
+        assert_eq!(world.sql(words).await, right, "{damage}");
+    }
+}
+
+#[tokio::test]
+async fn a_block_that_a_long_conversation_lacks_is_found() {
+    let world = World::with_messages().await;
+    // 8 192 different words are a block.
+    let words: String = (0..9_000).map(|n| format!("{n} ")).collect();
+    world.replica.save(&[to_save("s", "m4", &json!({"content": words}))]).await;
+    world.sql("UPDATE conversations SET close_requested_at = now()").await;
+    world.fleet().await;
+    let last = "DELETE FROM conversation_words WHERE block = 1 RETURNING conversation_id";
+    assert_eq!(world.sql(last).await, key("s").conversation.as_str());
+    let found = one(&world.repaired(&STORED).await, Kind::WordsDiffer, "s");
+    assert_eq!(found.detail, "blocks: 1 missing");
+    world.fleet().await;
+    world.is_clean().await;
+    assert_eq!(world.sql("SELECT count(*) FROM conversation_words").await, "3");
+}
+
+#[tokio::test]
+async fn words_of_a_conversation_that_never_ended_or_is_gone_are_found_and_deleted() {
+    let world = World::with_messages().await;
+    let id = key("s").conversation;
+    // No trigger runs, so no foreign key either, as in a restore with --disable-triggers.
+    world
+        .sql(&format!(
+            "SET session_replication_role = replica;
+             INSERT INTO conversation_words VALUES ('acme', '{id}', 0, now(), now(), '{{a}}'),
+                 ('acme', 'gone', 0, now(), now(), '{{a}}'), ('acme', 'gone', 1, now(), now(), '{{a}}')"
+        ))
+        .await;
+    let found = world.repaired(&STORED).await;
+    let mut found: Vec<_> =
+        found.iter().map(|it| (it.kind, it.conversation_id.as_deref(), &*it.detail)).collect();
+    found.sort();
+    let detail = |blocks| {
+        format!("blocks: {blocks}; the conversation does not exist, or was never archived")
+    };
+    let (one, two) = (detail(1), detail(2));
+    let mut expected = [
+        (Kind::WordsOrphaned, Some(id.as_str()), &*one),
+        (Kind::WordsOrphaned, Some("gone"), &*two),
+    ];
+    expected.sort();
+    assert_eq!(found, expected);
+    assert_eq!(world.sql("SELECT count(*) FROM conversation_words").await, "0");
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn words_of_a_conversation_that_goes_on_are_no_finding() {
+    let world = World::archived().await;
+    world.replica.save(&[to_save("s", "m9", &json!({"content": "more"}))]).await;
+    world.is_clean().await;
+    world.sql("UPDATE conversations SET close_requested_at = now()").await;
+    sweep(&world.closer).await;
+    refresh(&world.replica.statistics).await;
+    // Archived again, and its new words are due.
+    world.is_clean().await;
+    world.fleet().await;
+    world.is_clean().await;
 }
 
 #[tokio::test]
@@ -588,7 +698,7 @@ async fn an_unavailable_server_ends_its_section_and_no_other() {
         _ => None,
     };
     let dependencies: Vec<_> = ended.iter().map(unavailable).collect();
-    assert_eq!(dependencies, [Some(Dependency::Redis), None, None, None], "{ended:?}");
+    assert_eq!(dependencies, [Some(Dependency::Redis), None, None, None, None], "{ended:?}");
     assert_eq!(ended[1].checked, 2);
 }
 
@@ -680,12 +790,13 @@ async fn work_in_progress_is_not_reported_as_damage() {
             }
         });
     }
-    let (closer, statistics, again) =
-        (world.closer.clone(), world.replica.statistics.clone(), Arc::clone(&done));
+    let (closer, replica, again) =
+        (world.closer.clone(), Replica::of(&world.env), Arc::clone(&done));
     work.spawn(async move {
         while !again.load(Ordering::Relaxed) {
             sweep(&closer).await;
-            refresh(&statistics).await;
+            refresh(&replica.statistics).await;
+            replica.words.write().await.unwrap();
         }
     });
     for round in 0..4 {

@@ -27,8 +27,8 @@ use crate::values::When;
 
 /// Compares queues, Redis and PostgreSQL, and recomputes totals and statistics
 ///
-/// Checks hot copies against committed rows; conversations whose close is overdue; totals and statistics
-/// against their messages; orphaned rows; missing or different queues; and dead letters or work without
+/// Checks hot copies against committed rows; conversations whose close is overdue; totals, statistics and the
+/// words of searches against their messages; orphaned rows; missing or different queues; and dead letters or work without
 /// consumers. It reads every message, which takes long in a large database; --tenant and --since limit it.
 #[derive(Debug, Args)]
 #[command(override_usage = "verbatim verify [OPTIONS]")]
@@ -41,7 +41,8 @@ Examples:
 
 It may run while the workers run: work in progress is not a finding. --repair marks what is
 wrong as stale, and the rest happens as in normal operation: readers load hot copies again, the
-sweep closes conversations, statistics are recomputed. Each repair is recorded in audit_log.
+sweep closes conversations, statistics are recomputed, words are written. Each repair is recorded
+in audit_log.
 
 Exit codes: 0 no findings, or all are repaired; 1 unrepaired findings; 3 no unrepaired findings,
 but incomplete because a server was unreachable.")]

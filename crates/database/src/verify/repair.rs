@@ -2,7 +2,7 @@
 //!
 //! A repair computes nothing itself. It only marks the wrong data as out of date, and the process that
 //! normally computes it does so again: a reader reloads a hot copy, a sweep closes the conversation again,
-//! the statistics are recomputed. So a repair that is repeated, or was not needed, does no harm.
+//! the statistics are recomputed, the words written. So a repair that is repeated, or was not needed, does no harm.
 
 use domain::ids::ConversationKey;
 use serde_json::Value;
@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::integrity::OrphanedStatistics;
+use super::words::OrphanedWords;
 use crate::day_key::{BindDays as _, DayKey};
 use crate::epoch::{OpenSaves, change_generations};
 use crate::{Database, Result};
@@ -31,6 +32,10 @@ pub enum Repair {
     Day(DayKey),
     /// Deletes statistics without a conversation, and recomputes their day.
     DropStatistics(OrphanedStatistics),
+    /// Makes the words of an archived conversation due again.
+    Words(ConversationKey),
+    /// Deletes words of a conversation that does not exist or was never archived.
+    DropWords(OrphanedWords),
 }
 
 impl Database {
@@ -70,6 +75,8 @@ impl Repair {
             Self::Statistics(_) => "repair.recompute_statistics",
             Self::Day(_) => "repair.recompute_day",
             Self::DropStatistics(_) => "repair.drop_statistics",
+            Self::Words(_) => "repair.write_words",
+            Self::DropWords(_) => "repair.drop_words",
         }
     }
 
@@ -79,11 +86,13 @@ impl Repair {
             Self::InvalidateCopy(key, _)
             | Self::DropCopy(key)
             | Self::CloseAgain(key)
-            | Self::Statistics(key) => (key.tenant.as_str(), key.conversation.to_string()),
+            | Self::Statistics(key)
+            | Self::Words(key) => (key.tenant.as_str(), key.conversation.to_string()),
             Self::Day(DayKey { tenant_id, agent_id, model_name, day }) => {
                 (tenant_id, format!("{day} {agent_id} {model_name}"))
             }
             Self::DropStatistics(key) => (&key.tenant_id, key.conversation_id.clone()),
+            Self::DropWords(words) => (&words.tenant_id, words.conversation_id.clone()),
         }
     }
 }
@@ -134,6 +143,23 @@ async fn apply(connection: &mut PgConnection, repair: &Repair) -> Result<bool> {
         )
         .bind(&key.tenant_id)
         .bind(&key.conversation_id),
+        Repair::Words(key) => sqlx::query(
+            "INSERT INTO words_due (finalised_at, tenant_id, conversation_id)
+             SELECT finalised_at, tenant_id, id FROM conversations
+             WHERE tenant_id = $1 AND id = $2 AND status = 'archived'
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(key.tenant.as_str())
+        .bind(key.conversation.as_str()),
+        Repair::DropWords(words) => sqlx::query(
+            "DELETE FROM conversation_words w
+             WHERE w.tenant_id = $1 AND w.conversation_id = $2
+               AND NOT EXISTS (SELECT FROM conversations c
+                               WHERE c.tenant_id = w.tenant_id AND c.id = w.conversation_id
+                                 AND c.finalised_at IS NOT NULL)",
+        )
+        .bind(&words.tenant_id)
+        .bind(&words.conversation_id),
     };
     Ok(changed.execute(connection).await?.rows_affected() > 0)
 }

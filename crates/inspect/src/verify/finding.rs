@@ -90,6 +90,9 @@ kinds! {
     StatisticsDiffer = "statistics_differ": "run `verbatim verify --repair`, which has them recomputed";
     /// A conversation's statistics should be computed by now.
     StatisticsOverdue = "statistics_overdue": REFRESH;
+    /// Searches do not find an archived conversation by its words, or find it by others.
+    WordsDiffer = "words_differ":
+        "run `verbatim verify --repair`, after which a statistics-worker writes the words again";
     /// A day's statistics are not what follows from its conversations', or are missing.
     DayDiffers = "day_differs":
         "run `verbatim verify --repair`, which has the day recomputed";
@@ -101,6 +104,8 @@ kinds! {
     /// There are statistics whose conversation does not exist.
     StatisticsOrphaned = "statistics_orphaned":
         "run `verbatim verify --repair`, which deletes them and has their day recomputed";
+    /// There are words of a conversation that does not exist or was never archived.
+    WordsOrphaned = "words_orphaned": "no search finds them: run `verbatim verify --repair`, which deletes them";
     /// A queue or exchange is missing or was declared with other arguments.
     TopologyDiffers = "topology_differs":
         "run `verbatim setup`, which creates what is missing and reports what it cannot change";

@@ -14,7 +14,7 @@ use super::run::{Incomplete, Run, VerifyingSettings};
 /// statement timeout; then fewer are checked at once.
 const PAGE: u32 = 100;
 /// Conversation numbers that one statement searches for orphaned rows: some milliseconds.
-const NUMBERS: u32 = 2_000;
+pub(super) const NUMBERS: u32 = 2_000;
 /// The most conversations or days that are remembered for a second check: some megabytes.
 pub(super) const REMEMBERED: u32 = 10_000;
 /// The precision of the activity time, which is added to the idle limit.
@@ -30,13 +30,7 @@ impl Run<'_> {
         let mut due = Vec::new();
         let mut after = None;
         loop {
-            let keys = database.conversation_keys(self.scope, after.as_ref(), PAGE).await?;
-            after = keys.last().cloned();
-            let full = keys.len() == PAGE as usize;
-            let chosen = match self.scope.since {
-                Some(since) => database.touched_since(&keys, since).await?,
-                None => keys,
-            };
+            let (chosen, last) = self.conversations_after(after.as_ref()).await?;
             for check in in_parts(&chosen, &check).await? {
                 let overdue = self.is_overdue(check.statistics_due_for, Duration::ZERO);
                 if overdue && due.len() < REMEMBERED as usize {
@@ -45,8 +39,9 @@ impl Run<'_> {
                 self.report_conversation(check).await;
             }
             self.checked(chosen.len());
-            if !full {
-                break;
+            match last {
+                None => break,
+                last => after = last,
             }
         }
         let report = async |run: &mut Self, check: ConversationCheck| {
@@ -58,6 +53,21 @@ impl Run<'_> {
         };
         let version = |it: &ConversationCheck| (it.key.clone(), it.version.clone());
         self.unchanged(due, Instant::now(), check, version, report).await
+    }
+
+    /// The next conversations in scope, and the last one that was looked at if there may be more after it.
+    pub(super) async fn conversations_after(
+        &self,
+        after: Option<&ConversationKey>,
+    ) -> Result<(Vec<ConversationKey>, Option<ConversationKey>), Incomplete> {
+        let database = &self.verifier.database;
+        let keys = database.conversation_keys(self.scope, after, PAGE).await?;
+        let last = keys.last().filter(|_| keys.len() == PAGE as usize).cloned();
+        let chosen = match self.scope.since {
+            Some(since) => database.touched_since(&keys, since).await?,
+            None => keys,
+        };
+        Ok((chosen, last))
     }
 
     async fn report_conversation(&mut self, check: ConversationCheck) {
@@ -209,6 +219,7 @@ impl Run<'_> {
                 last => after = last,
             }
         }
+        self.orphaned_words().await?;
         if !self.scope.is_everything() {
             let cause = "messages without a conversation have no tenant; they are checked only without filters";
             return Err(Incomplete::Skipped { cause: cause.to_owned() });
@@ -238,7 +249,7 @@ impl Run<'_> {
 }
 
 /// Checks a page; in smaller parts if the statement times out.
-async fn in_parts<K, T>(
+pub(super) async fn in_parts<K, T>(
     keys: &[K],
     check: impl AsyncFn(&[K]) -> Result<Vec<T>, database::Error>,
 ) -> Result<Vec<T>, database::Error> {

@@ -46,6 +46,8 @@ pub enum Section {
     Conversations,
     /// Days against the statistics of their conversations.
     Days,
+    /// Words of archived conversations, by which searches find them, against their messages.
+    Words,
     /// Rows without the row that they belong to.
     Integrity,
     /// Queues: declared as they must be, and consumed.
@@ -117,15 +119,23 @@ pub(super) struct Run<'a> {
 
 impl Section {
     /// Every section, in the order in which they run.
-    pub const ALL: [Self; 5] =
-        [Self::HotCopies, Self::Conversations, Self::Days, Self::Integrity, Self::Queues];
+    pub const ALL: [Self; 6] = [
+        Self::HotCopies,
+        Self::Conversations,
+        Self::Days,
+        Self::Words,
+        Self::Integrity,
+        Self::Queues,
+    ];
 
     /// The servers that it needs.
     #[must_use]
     pub fn stores(self) -> &'static [Dependency] {
         match self {
             Self::HotCopies => &[Dependency::Redis, Dependency::PostgreSql],
-            Self::Conversations | Self::Days | Self::Integrity => &[Dependency::PostgreSql],
+            Self::Conversations | Self::Days | Self::Words | Self::Integrity => {
+                &[Dependency::PostgreSql]
+            }
             Self::Queues => &[Dependency::RabbitMq],
         }
     }

@@ -135,6 +135,7 @@ pub(super) fn title(section: Section) -> &'static str {
         Section::HotCopies => "hot copies against rows",
         Section::Conversations => "conversations against their messages",
         Section::Days => "daily statistics against their conversations",
+        Section::Words => "words of archived conversations against their messages",
         Section::Integrity => "orphaned rows",
         Section::Queues => "queues",
     }
