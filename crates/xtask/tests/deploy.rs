@@ -263,7 +263,7 @@ fn commands_for_the_whole_fleet_name_every_worker() {
     let runbooks = text("docs/operations.md");
     for step in ["docker compose stop ", "docker compose start "] {
         let named: Vec<&str> = after_line(&runbooks, step).split_whitespace().collect();
-        assert_eq!(named, workers().collect::<Vec<_>>(), "{step}");
+        assert_eq!(named, services_of_the_fleet().collect::<Vec<_>>(), "{step}");
     }
     let update = runbooks.split_once("docker compose run --rm setup\n").unwrap().1;
     let update = update.split_once("```").unwrap().0;

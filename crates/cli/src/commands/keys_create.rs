@@ -20,7 +20,7 @@ use crate::values::{After, one_of};
 /// Creates an API key, and prints it once
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "verbatim keys create --tenant <ID> --name <TEXT> --scope <SCOPE>... [OPTIONS]"
+    override_usage = "verbatim keys create <--tenant <ID>|--every-tenant> --name <TEXT> --scope <SCOPE>... [OPTIONS]"
 )]
 #[command(group = ArgGroup::new("whose").args(["tenant", "every_tenant"]).required(true))]
 #[command(after_help = "\
@@ -29,9 +29,10 @@ Examples:
   verbatim keys create --tenant acme --name backend --scope read,write --network 10.0.0.0/8
   verbatim keys create --every-tenant --name on-call --scope read,operate --expires 90d
 
-Scopes: read (conversations, statistics), write (publish actions), operate (dead letters), erase,
-export. The key is not stored and cannot be shown again: keep it where your program reads secrets.
-Its first part, vbt_<8 characters>, is its id in lists, logs and the audit log.")]
+Scopes: read (conversations, statistics), write (publish actions), operate (dead letters), erase
+(with write: publish conversation.erase), export (nothing in this version). The key is not stored
+and cannot be shown again: keep it where your program reads secrets. Its id in lists, logs and the
+audit log are the 8 characters after vbt_.")]
 pub(crate) struct KeysCreate {
     /// The tenant whose data the key is for
     #[arg(long, value_name = "ID", value_parser = tenant, allow_hyphen_values = true)]

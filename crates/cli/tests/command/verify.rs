@@ -14,7 +14,7 @@ async fn a_healthy_fleet_is_checked_section_by_section_without_findings() {
     let sections = report["sections"].as_array().unwrap();
     let checked: Vec<_> =
         sections.iter().map(|it| (it["section"].as_str().unwrap(), &it["incomplete"])).collect();
-    let expected = ["hot_copies", "conversations", "days", "integrity", "queues"]
+    let expected = ["hot_copies", "conversations", "days", "words", "integrity", "queues"]
         .map(|section| (section, &serde_json::Value::Null));
     assert_eq!(checked, expected);
     let ran = verbatim.run(&["verify"]).await;

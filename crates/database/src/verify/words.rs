@@ -19,7 +19,7 @@ use crate::{Database, Result};
 pub struct WordsDifference {
     /// Blocks that are not stored.
     pub missing: i64,
-    /// Blocks that are stored with other words, or with another time of the conversation.
+    /// Stored blocks whose words differ, or the time of their conversation.
     pub different: i64,
     /// Stored blocks that it should not have.
     pub surplus: i64,

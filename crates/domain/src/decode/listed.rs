@@ -58,7 +58,7 @@ pub(super) fn read(received: &mut Received<'_>) -> Result<Action, FieldError> {
     let on_conflict = payload.on_conflict.unwrap_or_default();
     if on_conflict == OnConflict::Refuse && common.reply_to.is_none() {
         let fault = "is `refuse`, but the action names no queue for the reply that would say so; set `reply_to` or \
-                     `callback_queue_name`, or leave `on_conflict` out";
+                     `callback_queue_name` (over HTTP `?wait=durable`), or leave `on_conflict` out";
         return Err(received.fields.error("on_conflict", fault));
     }
     let reader = Reader { shared: shared(received, &inherited, &common), received, inherited };

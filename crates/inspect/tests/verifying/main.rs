@@ -3,135 +3,22 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod words;
+mod world;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use conversation::{ClaimCriteria, Closer, RandomSource};
 use database::Scope;
 use domain::failure::Dependency;
 use domain::ids::TenantId;
-use fixtures::{
-    Replica, at_once, closer, default_criteria, endpoints, hot_store, key, redis, refresh, sql,
-    stores, sweep, to_save,
-};
+use fixtures::{Replica, key, redis, refresh, sweep, to_save};
 use inspect::{
-    Finding, Incomplete, Kind, RepairOutcome, Repairs, Section, Verified, Verifier, VerifyProgress,
-    VerifyingSettings,
+    Finding, Incomplete, Kind, RepairOutcome, Repairs, Section, Verified, VerifyProgress,
 };
-use metrics::Metrics;
 use serde_json::json;
-use testkit::TestEnv;
-
-/// All sections but queues: no statistics-worker runs here, so the closers' events stay queued.
-const STORED: [Section; 5] =
-    [Section::HotCopies, Section::Conversations, Section::Days, Section::Words, Section::Integrity];
-
-struct World {
-    env: TestEnv,
-    replica: Replica,
-    closer: Closer,
-    overdue_after: Duration,
-}
-
-impl World {
-    async fn new() -> Self {
-        let (env, replica) = stores().await;
-        let closer = closer(&env, &replica, at_once()).await;
-        Self { env, replica, closer, overdue_after: Duration::from_secs(60) }
-    }
-
-    /// Three messages a second apart, and two in another conversation.
-    async fn with_messages() -> Self {
-        let world = Self::new().await;
-        let at = |id: &str, second: u8| {
-            to_save("s", id, &json!({"timestamp": format!("2026-11-20T10:00:0{second}Z")}))
-        };
-        world.replica.save(&[at("m1", 1), at("m2", 2), at("m3", 3)]).await;
-        world.replica.save(&[to_save("t", "t1", &json!({})), to_save("t", "t2", &json!({}))]).await;
-        world
-    }
-
-    /// [`Self::with_messages`], and both conversations have a hot copy that readers use.
-    async fn with_copies() -> Self {
-        let world = Self::with_messages().await;
-        world.replica.read_both(&key("s"), 10).await;
-        world.replica.read_both(&key("t"), 10).await;
-        world
-    }
-
-    /// [`Self::with_messages`], archived, with statistics and words.
-    async fn archived() -> Self {
-        let world = Self::with_messages().await;
-        world.sql("UPDATE conversations SET close_requested_at = now()").await;
-        world.fleet().await;
-        assert_eq!(world.sql("SELECT count(*) FROM conversation_stats").await, "2");
-        assert_eq!(world.sql("SELECT count(*) FROM conversation_words").await, "2");
-        world
-    }
-
-    /// Does what a fleet would have done by now.
-    async fn fleet(&self) {
-        sweep(&self.closer).await;
-        refresh(&self.replica.statistics).await;
-        while self.replica.words.write().await.unwrap() > 0 {}
-    }
-
-    async fn sql(&self, statement: &str) -> String {
-        sql(&self.env, statement).await
-    }
-
-    fn verifier(&self, repairs: Repairs) -> Verifier {
-        self.verifier_at(&self.env.redis_url, repairs)
-    }
-
-    fn verifier_at(&self, redis_url: &str, repairs: Repairs) -> Verifier {
-        let database = self.replica.database.clone();
-        let hot = hot_store(&database, redis_url, &Metrics::new());
-        let endpoints = endpoints(&self.env.amqp_url);
-        let ClaimCriteria { grace, idle, .. } = default_criteria();
-        let settings =
-            VerifyingSettings { grace, idle, overdue_after: self.overdue_after, repairs };
-        Verifier::new(database, hot, endpoints, RandomSource::random(), settings)
-    }
-
-    async fn findings(&self, sections: &[Section]) -> Vec<Finding> {
-        run(&self.verifier(Repairs::None), &Scope::default(), sections).await.0
-    }
-
-    /// Asserts that the same is found without and with repairs, and that all is repaired.
-    async fn repaired(&self, sections: &[Section]) -> Vec<Finding> {
-        let mut found = self.findings(sections).await;
-        let actor = Repairs::By("the night shift".to_owned());
-        let repaired = run(&self.verifier(actor), &Scope::default(), sections).await.0;
-        for finding in &mut found {
-            assert_eq!(finding.repair_outcome, RepairOutcome::NotRequested, "{finding:?}");
-            finding.repair_outcome = RepairOutcome::Done;
-        }
-        assert_eq!(repaired, found);
-        found
-    }
-
-    async fn is_clean(&self) {
-        assert_eq!(self.findings(&STORED).await, []);
-    }
-}
-
-async fn run(
-    verifier: &Verifier,
-    scope: &Scope,
-    sections: &[Section],
-) -> (Vec<Finding>, Vec<Verified>) {
-    let mut found = Vec::new();
-    let ended = verifier
-        .run(scope, sections, &mut |progress| {
-            if let VerifyProgress::Found(finding) = progress {
-                found.push(finding.clone());
-            }
-        })
-        .await;
-    (found, ended)
-}
+use world::{STORED, World, one, run};
 
 /// The name of a session's copy in Redis.
 fn name(session: &str) -> String {
@@ -142,18 +29,6 @@ fn name(session: &str) -> String {
 fn score(second: i64) -> String {
     let moment = domain::time::Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
     (moment.micros() + second * 1_000_000).to_string()
-}
-
-/// Exactly one finding of a kind, about a session's conversation.
-fn one(found: &[Finding], kind: Kind, session: &str) -> Finding {
-    let [finding] = found else { panic!("{found:#?}") };
-    let place = (finding.kind, finding.tenant_id.as_deref(), finding.conversation_id.as_deref());
-    assert_eq!(
-        place,
-        (kind, Some("acme"), Some(key(session).conversation.as_str())),
-        "{finding:?}"
-    );
-    finding.clone()
 }
 
 #[tokio::test]
@@ -531,108 +406,6 @@ async fn orphaned_rows_are_found() {
     world.fleet().await;
     world.is_clean().await;
     assert_eq!(world.sql("SELECT conversations FROM daily_stats").await, "2");
-}
-
-#[tokio::test]
-async fn words_that_are_missing_wrong_or_too_many_are_found_and_written_again() {
-    let world = World::archived().await;
-    let id = key("s").conversation;
-    let found_by = format!("SELECT finalised_at FROM conversations WHERE id = '{id}'");
-    let words = "SELECT string_agg(concat_ws(' ', conversation_id, block, words), '; ' ORDER BY conversation_id, block)
-                 FROM conversation_words";
-    let right = world.sql(words).await;
-    for (damage, detail) in [
-        ("DELETE FROM conversation_words".to_owned(), "blocks: 1 missing"),
-        ("UPDATE conversation_words SET words = words || '{forged}'".to_owned(), "blocks: 1 different"),
-        // A search of its month does not find it.
-        (
-            "UPDATE conversation_words SET words = array_replace(words, '/2026-11/acme', '/2026-10/acme')"
-                .to_owned(),
-            "blocks: 1 different",
-        ),
-        // A search finds only words of the newest close.
-        (
-            format!("UPDATE conversation_words SET finalised_at = ({found_by}) - interval '1 s'"),
-            "blocks: 1 different",
-        ),
-        (
-            "INSERT INTO conversation_words
-                 SELECT tenant_id, conversation_id, 1, created_at, finalised_at, words FROM conversation_words"
-                .to_owned(),
-            "blocks: 1 surplus",
-        ),
-        ("UPDATE conversation_words SET block = 1".to_owned(), "blocks: 1 missing, 1 surplus"),
-    ] {
-        world.sql(&format!("{damage} WHERE conversation_id = '{id}'")).await;
-        let found = one(&world.repaired(&STORED).await, Kind::WordsDiffer, "s");
-        assert_eq!(found.detail, detail, "{damage}");
-        // Until a statistics-worker wrote them they are due, which is no finding.
-        world.is_clean().await;
-        world.fleet().await;
-        world.is_clean().await;
-        assert_eq!(world.sql(words).await, right, "{damage}");
-    }
-}
-
-#[tokio::test]
-async fn a_block_that_a_long_conversation_lacks_is_found() {
-    let world = World::with_messages().await;
-    // 8 192 different words are a block.
-    let words: String = (0..9_000).map(|n| format!("{n} ")).collect();
-    world.replica.save(&[to_save("s", "m4", &json!({"content": words}))]).await;
-    world.sql("UPDATE conversations SET close_requested_at = now()").await;
-    world.fleet().await;
-    let last = "DELETE FROM conversation_words WHERE block = 1 RETURNING conversation_id";
-    assert_eq!(world.sql(last).await, key("s").conversation.as_str());
-    let found = one(&world.repaired(&STORED).await, Kind::WordsDiffer, "s");
-    assert_eq!(found.detail, "blocks: 1 missing");
-    world.fleet().await;
-    world.is_clean().await;
-    assert_eq!(world.sql("SELECT count(*) FROM conversation_words").await, "3");
-}
-
-#[tokio::test]
-async fn words_of_a_conversation_that_never_ended_or_is_gone_are_found_and_deleted() {
-    let world = World::with_messages().await;
-    let id = key("s").conversation;
-    // No trigger runs, so no foreign key either, as in a restore with --disable-triggers.
-    world
-        .sql(&format!(
-            "SET session_replication_role = replica;
-             INSERT INTO conversation_words VALUES ('acme', '{id}', 0, now(), now(), '{{a}}'),
-                 ('acme', 'gone', 0, now(), now(), '{{a}}'), ('acme', 'gone', 1, now(), now(), '{{a}}')"
-        ))
-        .await;
-    let found = world.repaired(&STORED).await;
-    let mut found: Vec<_> =
-        found.iter().map(|it| (it.kind, it.conversation_id.as_deref(), &*it.detail)).collect();
-    found.sort();
-    let detail = |blocks| {
-        format!("blocks: {blocks}; the conversation does not exist, or was never archived")
-    };
-    let (one, two) = (detail(1), detail(2));
-    let mut expected = [
-        (Kind::WordsOrphaned, Some(id.as_str()), &*one),
-        (Kind::WordsOrphaned, Some("gone"), &*two),
-    ];
-    expected.sort();
-    assert_eq!(found, expected);
-    assert_eq!(world.sql("SELECT count(*) FROM conversation_words").await, "0");
-    world.is_clean().await;
-}
-
-#[tokio::test]
-async fn words_of_a_conversation_that_goes_on_are_no_finding() {
-    let world = World::archived().await;
-    world.replica.save(&[to_save("s", "m9", &json!({"content": "more"}))]).await;
-    world.is_clean().await;
-    world.sql("UPDATE conversations SET close_requested_at = now()").await;
-    sweep(&world.closer).await;
-    refresh(&world.replica.statistics).await;
-    // Archived again, and its new words are due.
-    world.is_clean().await;
-    world.fleet().await;
-    world.is_clean().await;
 }
 
 #[tokio::test]
