@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use database::{
     Actor, ApiDatabase, ApiRoleKind, AuditFilter, AuditFinding, AuditReport, Database,
     NewAuditEntry, Statements, TenantKey,
