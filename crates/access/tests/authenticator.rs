@@ -18,6 +18,7 @@ use database::{
 };
 use domain::clock::Clock;
 use domain::time::Timestamp;
+use sqlx::{Connection as _, PgConnection};
 use testkit::TestEnv;
 use testkit::proxy::Proxy;
 use uuid::Uuid;
@@ -90,6 +91,14 @@ impl Fixture {
 
     async fn revoke(&self, key: &ApiKey) {
         assert!(self.owner.revoke_api_key(key.id(), None, &actor()).await.unwrap().is_some());
+    }
+
+    /// Holds the locks of a statement until the connection is dropped.
+    async fn held(&self, statement: &'static str) -> PgConnection {
+        let mut connection = PgConnection::connect(&self.env.database_url).await.unwrap();
+        sqlx::raw_sql("BEGIN").execute(&mut connection).await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+        connection
     }
 }
 
@@ -338,6 +347,20 @@ async fn a_key_that_is_rotated_revoked_or_restricted_signs_as_it_is_accepted() {
     fixture.proxy.cut().await.unwrap();
     let away = accepted_signed(&replica, &signed_at(&other, 61, "nonce-while-it-is-cut")).await;
     assert!(away.unwrap_err().contains("PostgreSQL is unavailable"));
+}
+
+#[tokio::test]
+async fn a_signed_request_does_not_wait_for_who_has_locked_the_row_of_its_key() {
+    let fixture = Fixture::new().await;
+    let replica = fixture.replica(GRACE);
+    let key = fixture.key(|_| {}).await;
+    let held = fixture.held("SELECT FROM api_keys FOR UPDATE").await;
+    accepted_signed(&replica, &signed_at(&key, 0, NONCE)).await.unwrap();
+    held.close().await.unwrap();
+    let last_used = async || fixture.owner.api_keys(None).await.unwrap()[0].last_used_at;
+    assert_eq!(last_used().await, None);
+    accepted_signed(&replica, &signed_at(&key, 0, "nonce-of-the-next-request")).await.unwrap();
+    assert!(last_used().await.is_some());
 }
 
 #[tokio::test]

@@ -130,8 +130,12 @@ BEGIN
     VALUES (signing_key, request_nonce, clock_timestamp() + keep_nonce)
     ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS inserted = ROW_COUNT;
+    -- Left out while another transaction has locked the row: only lists show it.
     UPDATE api_keys k SET last_used_at = clock_timestamp()
-    WHERE k.id = signing_key AND (k.last_used_at IS NULL OR k.last_used_at < clock_timestamp() - interval '10 seconds');
+    WHERE k.id = (SELECT i.id FROM api_keys i
+                  WHERE i.id = signing_key
+                    AND (i.last_used_at IS NULL OR i.last_used_at < clock_timestamp() - interval '10 seconds')
+                  FOR NO KEY UPDATE SKIP LOCKED);
     RETURN QUERY SELECT found_key.tenant_id, found_key.name, found_key.scopes, found_key.networks, found_key.version,
                         found_key.revoked_at, found_key.accepted_until, inserted = 1;
 END $$;
@@ -143,7 +147,8 @@ LANGUAGE sql STABLE SECURITY DEFINER AS $$
     SELECT k.id, k.version FROM api_keys k WHERE k.id = ANY (key_ids) AND k.revoked_at IS NULL
 $$;
 
--- Records when these keys were last used. In the order of their ids, so that two replicas do not deadlock.
+-- Records when these keys were last used, except those whose row another transaction has locked: only lists show the time.
+-- So replicas neither wait for others nor deadlock.
 CREATE FUNCTION verbatim_api_keys_used(key_ids text[], used_at timestamptz[])
 RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
@@ -151,7 +156,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER AS $$
         UPDATE api_keys k SET last_used_at = least(used.at, clock_timestamp())
         FROM (SELECT locked.id, u.at
               FROM unnest(key_ids, used_at) AS u (id, at)
-              JOIN (SELECT i.id FROM api_keys i WHERE i.id = ANY (key_ids) ORDER BY i.id FOR NO KEY UPDATE) AS locked
+              JOIN (SELECT i.id FROM api_keys i WHERE i.id = ANY (key_ids) FOR NO KEY UPDATE SKIP LOCKED) AS locked
                 ON locked.id = u.id) AS used
         WHERE k.id = used.id AND isfinite(used.at) AND (k.last_used_at IS NULL OR k.last_used_at < used.at)
         RETURNING 1)

@@ -556,3 +556,29 @@ async fn a_key_is_found_by_its_secret_until_it_is_rotated_or_revoked() {
     let log = archive.env.psql("SELECT string_agg(action, ' ' ORDER BY id) FROM audit_log").await;
     assert_eq!(log.unwrap(), "key.create key.rotate key.revoke");
 }
+
+#[tokio::test]
+async fn the_last_use_of_a_key_is_stored_while_the_row_of_another_one_is_locked() {
+    let archive = Archive::new().await;
+    let (owner, api) = (&archive.owner, archive.api(key(1)));
+    let actor = Actor { name: "operator".to_owned(), run: Uuid::new_v4(), tenant: None };
+    for id in ["k1", "k2", "k3"] {
+        owner.create_api_key(&new_key(id), &actor).await.unwrap();
+    }
+    let mut connection = PgConnection::connect(&archive.env.database_url).await.unwrap();
+    let mut locking = connection.begin().await.unwrap();
+    sqlx::query("SELECT FROM api_keys WHERE id = 'k1' FOR UPDATE")
+        .execute(&mut *locking)
+        .await
+        .unwrap();
+    let used = chrono::DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+    let last_used = async || {
+        let keys = owner.api_keys(None).await.unwrap();
+        keys.into_iter().map(|key| key.last_used_at).collect::<Vec<_>>()
+    };
+    api.api_keys_used(&["k1", "k2", "k3"].map(|id| (id, used))).await.unwrap();
+    assert_eq!(last_used().await, [None, Some(used), Some(used)]);
+    locking.rollback().await.unwrap();
+    api.api_keys_used(&[("k1", used)]).await.unwrap();
+    assert_eq!(last_used().await, [Some(used); 3]);
+}
