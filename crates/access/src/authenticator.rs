@@ -4,7 +4,8 @@
 //! seconds, asks for the versions of the remembered keys: a key that was revoked, rotated or removed is forgotten. A
 //! memory that was not confirmed for four seconds counts only while PostgreSQL does not answer, and only for the grace
 //! period: so a revoked key stops within five seconds on every replica, and an outage of PostgreSQL does not stop
-//! publishing.
+//! publishing. The refresh has a connection of its own, and it alone decides whether PostgreSQL answers: a request may
+//! fail because other requests hold every connection.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use database::{ApiDatabase, PresentedKey};
+use database::{ApiDatabase, Limits, PresentedKey};
 use domain::causes::with_causes;
 use domain::clock::Clock;
 use domain::failure::FailureClass;
@@ -27,6 +28,10 @@ const CONFIRMED_FOR: Duration = Duration::from_secs(4);
 
 /// How often [`Authenticator::refresh`] is to run.
 const REFRESH_EVERY: Duration = Duration::from_secs(2);
+
+/// Time limits of its statements. An outage is known before a confirmation is too old.
+const REFRESH: Limits =
+    Limits { time_out: Duration::from_millis(1500), lock_time_out: Duration::from_millis(1500) };
 
 /// How many keys are asked for in one statement.
 const KEYS_AT_ONCE: usize = 1_000;
@@ -77,10 +82,12 @@ pub enum NotAuthenticated {
 /// Accepts keys. Shared by all requests of a process.
 pub struct Authenticator {
     database: ApiDatabase,
+    /// One connection that no request takes, for the refresh.
+    apart: ApiDatabase,
     clock: Clock,
     settings: AuthenticatorSettings,
     remembered: Mutex<HashMap<String, Remembered>>,
-    /// Whether PostgreSQL answered the last question.
+    /// Whether PostgreSQL answered the last refresh.
     answers: AtomicBool,
 }
 
@@ -99,6 +106,7 @@ impl Authenticator {
     #[must_use]
     pub fn new(database: ApiDatabase, clock: Clock, settings: AuthenticatorSettings) -> Self {
         Self {
+            apart: database.apart(REFRESH),
             database,
             clock,
             settings,
@@ -139,7 +147,7 @@ impl Authenticator {
             return Err(NotAuthenticated::Stale(window));
         }
         let request = signature.request(method, target, window);
-        let found = self.noted(self.database.signed_request(&request).await);
+        let found = self.database.signed_request(&request).await;
         let (presented, is_first) =
             found.map_err(NotAuthenticated::Unavailable)?.ok_or(NotAuthenticated::Signature)?;
         let caller = Arc::new(caller_of(&signature.key, presented)?);
@@ -169,6 +177,24 @@ impl Authenticator {
     /// # Errors
     /// PostgreSQL failed.
     pub async fn refresh(&self) -> Result<(), database::Error> {
+        let confirmed = self.confirm_remembered().await;
+        let is_unavailable =
+            confirmed.as_ref().is_err_and(|error| error.class() == FailureClass::Unavailable);
+        self.answers.store(!is_unavailable, Ordering::Relaxed);
+        for used in confirmed?.chunks(KEYS_AT_ONCE) {
+            let used: Vec<_> = used.iter().map(|(id, at)| (id.as_str(), *at)).collect();
+            // Only lists show it: where it cannot be stored, such as on a read-only server, keys are valid nevertheless.
+            if let Err(error) = self.apart.api_keys_used(&used).await {
+                let error = with_causes(&error);
+                tracing::debug!(error, "the times when keys were last used could not be stored");
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when the remembered keys were used since the last time.
+    async fn confirm_remembered(&self) -> Result<Vec<(String, DateTime<Utc>)>, database::Error> {
         let asked_at = Instant::now();
         let ids: Vec<String> = {
             let mut remembered = self.all();
@@ -177,25 +203,17 @@ impl Authenticator {
             remembered.retain(|_, it| it.used.elapsed() < kept_for);
             remembered.keys().cloned().collect()
         };
-        for ids in ids.chunks(KEYS_AT_ONCE) {
-            let asked: Vec<&str> = ids.iter().map(String::as_str).collect();
-            let versions = self.noted(self.database.api_key_versions(&asked).await)?;
-            let versions: HashMap<String, i64> = versions.into_iter().collect();
-            let used = self.settle(ids, &versions, asked_at);
-            let used: Vec<_> = used.iter().map(|(id, at)| (id.as_str(), *at)).collect();
-            // Only lists show it: where it cannot be stored, such as on a read-only server, keys are valid nevertheless.
-            if !used.is_empty()
-                && let Err(error) = self.database.api_keys_used(&used).await
-            {
-                let error = with_causes(&error);
-                tracing::debug!(error, "the times when keys were last used could not be stored");
-            }
-        }
         if ids.is_empty() {
             // So that an outage is known also while no key is remembered.
-            self.noted(self.database.probe().await)?;
+            self.apart.probe().await?;
         }
-        Ok(())
+        let mut used = Vec::new();
+        for ids in ids.chunks(KEYS_AT_ONCE) {
+            let asked: Vec<&str> = ids.iter().map(String::as_str).collect();
+            let versions = self.apart.api_key_versions(&asked).await?.into_iter().collect();
+            used.extend(self.settle(ids, &versions, asked_at));
+        }
+        Ok(used)
     }
 
     /// How often [`Self::refresh`] is to run.
@@ -243,11 +261,10 @@ impl Authenticator {
     async fn confirmed(&self, key: &ApiKey) -> Result<Arc<Caller>, NotAuthenticated> {
         let asked_at = Instant::now();
         let secret_hash = key.secret_hash();
-        let found = self.noted(self.database.api_key(key.id(), &secret_hash).await);
-        let presented = match found {
+        let presented = match self.database.api_key(key.id(), &secret_hash).await {
             Ok(Some(presented)) => presented,
             Ok(None) => return Err(NotAuthenticated::Unknown),
-            // The refresh may not have noticed the outage yet.
+            // The refresh may have noticed an outage meanwhile.
             Err(error) => {
                 return self.remembered(key).ok_or(NotAuthenticated::Unavailable(error));
             }
@@ -266,14 +283,6 @@ impl Authenticator {
             self.all().insert(key.id().to_owned(), remembered);
         }
         Ok(caller)
-    }
-
-    /// Notes whether PostgreSQL answers.
-    fn noted<T>(&self, result: Result<T, database::Error>) -> Result<T, database::Error> {
-        let is_unavailable =
-            result.as_ref().is_err_and(|error| error.class() == FailureClass::Unavailable);
-        self.answers.store(!is_unavailable, Ordering::Relaxed);
-        result
     }
 
     fn now(&self) -> DateTime<Utc> {

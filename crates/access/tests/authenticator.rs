@@ -21,6 +21,7 @@ use domain::time::Timestamp;
 use sqlx::{Connection as _, PgConnection};
 use testkit::TestEnv;
 use testkit::proxy::Proxy;
+use testkit::wait::eventually;
 use uuid::Uuid;
 
 /// The time at which the tests' clock starts.
@@ -228,6 +229,53 @@ async fn while_postgresql_is_unavailable_a_confirmed_key_goes_on_for_the_grace_p
     fixture.proxy.restore().await.unwrap();
     lasting.refresh().await.unwrap();
     assert_eq!(accepted(&lasting, &known).await.unwrap_err(), "the key was revoked");
+}
+
+#[tokio::test]
+async fn a_revoked_key_stops_within_five_seconds_while_requests_hold_every_pooled_connection() {
+    let fixture = Fixture::new().await;
+    let replica = fixture.replica(GRACE);
+    let (key, signer) = (fixture.key(|_| {}).await, fixture.key(|_| {}).await);
+    accepted(&replica, &key).await.unwrap();
+    replica.refresh().await.unwrap();
+    // Signed requests wait for this lock, until their time is over. More than there are connections do, all the time.
+    let held = fixture.held("LOCK TABLE api_nonces IN ACCESS EXCLUSIVE MODE").await;
+    let keep_holding = async |n: usize| {
+        for m in 0.. {
+            let request = signed_at(&signer, 0, &format!("nonce-of-the-request-{n}-{m}"));
+            let refused = accepted_signed(&replica, &request).await.unwrap_err();
+            assert!(refused.contains("PostgreSQL is unavailable"), "{refused}");
+        }
+    };
+    let stops = async {
+        let waiting =
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'api_nonces'::regclass";
+        eventually("every connection to be held", Duration::from_secs(30), async || match fixture
+            .env
+            .psql(waiting)
+            .await
+            .unwrap()
+            .as_str()
+        {
+            "3" => Ok(()),
+            other => Err(format!("{other} wait")),
+        })
+        .await;
+        fixture.revoke(&key).await;
+        eventually("the key to be refused", Duration::from_secs(5), async || {
+            replica.refresh().await.ok();
+            // A key that is no longer remembered cannot be looked up either: refused all the same.
+            replica.caller(&key, here()).await.map(drop).err().ok_or("it is accepted".to_owned())
+        })
+        .await;
+    };
+    let holding = futures_util::future::join_all((0..20).map(keep_holding));
+    tokio::select! {
+        _ = holding => {}
+        () = stops => {}
+    }
+    held.close().await.unwrap();
+    assert_eq!(accepted(&replica, &key).await.unwrap_err(), "the key was revoked");
 }
 
 #[tokio::test]
