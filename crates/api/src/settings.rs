@@ -37,7 +37,8 @@ pub(crate) struct Settings {
     #[command(flatten)]
     pub(crate) users: AmqpUserSettings,
 
-    /// Maximum number of connections to PostgreSQL; with a read replica to each of the two servers, and one more to each
+    /// Maximum number of connections to PostgreSQL for requests, and one more for confirming keys; with a read replica to
+    /// each of the two servers, and one more to each
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..))]
     #[arg(value_name = "NUMBER", help_heading = "Servers")]
     pub(crate) api_database_connections: u32,
