@@ -63,13 +63,16 @@ struct Counted {
 #[derive(Debug, Default)]
 struct Waiting {
     counts: BTreeMap<Counted, u64>,
-    notes: Vec<NewAuditEntry>,
+    notes: VecDeque<NewAuditEntry>,
 }
+
+/// Whether an entry was written.
+type Written = Result<(), Arc<database::Error>>;
 
 /// An entry whose request waits for its commit.
 struct Awaited {
     entry: NewAuditEntry,
-    done: oneshot::Sender<Result<(), Arc<database::Error>>>,
+    done: oneshot::Sender<Written>,
 }
 
 /// The audit log. Cheap to clone.
@@ -143,9 +146,9 @@ impl AuditLog {
     pub(crate) fn note(&self, entry: NewAuditEntry) {
         let mut waiting = self.waiting();
         if waiting.notes.len() == MOST_WAITING {
-            waiting.notes.remove(0);
+            waiting.notes.pop_front();
         }
-        waiting.notes.push(entry);
+        waiting.notes.push_back(entry);
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
@@ -175,7 +178,8 @@ impl AuditLog {
         self.write_waiting(database, Which::All).await;
     }
 
-    /// Writes counts and notes. If PostgreSQL fails, they wait for the next time.
+    /// Writes counts and notes. If PostgreSQL fails, they wait for the next time. One that it refuses although it writes
+    /// others is dropped, and logged with its content.
     async fn write_waiting(&self, database: &ApiDatabase, which: Which) {
         let now = self.minute();
         let is_due = |counted: &Counted| match which {
@@ -193,28 +197,46 @@ impl AuditLog {
         let mut rest: VecDeque<Unwritten> = notes.into_iter().map(Unwritten::Note).collect();
         rest.extend(due.into_iter().map(|(counted, requests)| Unwritten::Count(counted, requests)));
         while !rest.is_empty() {
-            let part: Vec<_> = rest.iter().take(GROUP).map(Unwritten::entry).collect();
-            if let Err(error) = database.audit(&part).await {
+            let behind = rest.split_off(rest.len().min(GROUP));
+            let part: Vec<_> = rest.iter().map(Unwritten::entry).collect();
+            let written = write_each(database, &part).await;
+            let is_any_written = written.iter().any(Result::is_ok);
+            let mut failure = None;
+            let mut failed = VecDeque::new();
+            for ((unwritten, entry), written) in rest.into_iter().zip(&part).zip(written) {
+                match written {
+                    Ok(()) => {}
+                    Err(error) if is_any_written && is_refusal(&error) => {
+                        log_dropped(entry, &error)
+                    }
+                    Err(error) => {
+                        failed.push_back(unwritten);
+                        failure = Some(error);
+                    }
+                }
+            }
+            rest = behind;
+            if let Some(error) = failure {
+                failed.append(&mut rest);
                 tracing::warn!(
                     error = with_causes(&error),
                     "{} counts and notes could not be written to the audit log; they are written later",
-                    rest.len()
+                    failed.len()
                 );
-                return self.keep(rest);
+                return self.keep(failed);
             }
-            rest.drain(..part.len());
         }
     }
 
     fn keep(&self, rest: VecDeque<Unwritten>) {
         let mut waiting = self.waiting();
-        let mut notes = Vec::new();
+        let mut notes = VecDeque::new();
         for unwritten in rest {
             match unwritten {
                 Unwritten::Count(counted, requests) => {
                     *waiting.counts.entry(counted).or_default() += requests;
                 }
-                Unwritten::Note(entry) => notes.push(entry),
+                Unwritten::Note(entry) => notes.push_back(entry),
             }
         }
         notes.append(&mut waiting.notes);
@@ -267,18 +289,47 @@ impl Counted {
 async fn commit(database: &ApiDatabase, group: &mut Vec<Awaited>) {
     let (entries, waiting): (Vec<_>, Vec<_>) =
         group.drain(..).map(|Awaited { entry, done }| (entry, done)).unzip();
-    let committed = database.audit(&entries).await.map_err(Arc::new);
-    // If PostgreSQL refuses one entry, the others are written without it.
-    let is_refused = committed.as_ref().is_err_and(|error| match error.class() {
+    for (written, done) in write_each(database, &entries).await.into_iter().zip(waiting) {
+        // A request that was given up waits no longer.
+        done.send(written).ok();
+    }
+}
+
+/// Writes entries in one commit. If PostgreSQL refuses one of them, each is written by itself.
+async fn write_each(database: &ApiDatabase, entries: &[NewAuditEntry]) -> Vec<Written> {
+    let written = database.audit(entries).await.map_err(Arc::new);
+    let is_refused = written.as_ref().is_err_and(|error| is_refusal(error));
+    if !is_refused || entries.len() == 1 {
+        return vec![written; entries.len()];
+    }
+    let mut all: Vec<Written> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let written = match all.last() {
+            // It is not about that entry, so the next one would fail, too.
+            Some(Err(error)) if !is_refusal(error) => Err(Arc::clone(error)),
+            _ => database.audit(std::slice::from_ref(entry)).await.map_err(Arc::new),
+        };
+        all.push(written);
+    }
+    all
+}
+
+/// Whether the error is one of an entry, and not of PostgreSQL.
+fn is_refusal(error: &database::Error) -> bool {
+    match error.class() {
         FailureClass::Data | FailureClass::Retryable => true,
         FailureClass::Unavailable | FailureClass::Transient => false,
-    });
-    for (entry, done) in entries.iter().zip(waiting) {
-        let committed = match is_refused && entries.len() > 1 {
-            true => database.audit(std::slice::from_ref(entry)).await.map_err(Arc::new),
-            false => committed.clone(),
-        };
-        // A request that was given up waits no longer.
-        done.send(committed).ok();
     }
+}
+
+fn log_dropped(entry: &NewAuditEntry, error: &database::Error) {
+    tracing::error!(
+        actor = entry.actor,
+        action = entry.action,
+        tenant = entry.tenant.as_ref().map(TenantId::as_str),
+        subject = entry.subject,
+        detail = %entry.detail,
+        error = with_causes(error),
+        "PostgreSQL refused an entry of the audit log; it is dropped"
+    );
 }

@@ -66,6 +66,27 @@ async fn no_transcript_leaves_without_its_entry() {
 }
 
 #[tokio::test]
+async fn a_count_that_postgresql_refuses_keeps_no_other_from_being_written_and_is_logged() {
+    let (scenario, api) = started().await;
+    let keys = [api.key("acme", &["read"]).await, api.key("acme", &["read"]).await];
+    for key in &keys {
+        api.json(key, "/api/conversations/list/acme").await;
+    }
+    let [refused, written] = keys.map(|key| access::ApiKey::parse(&key).unwrap().id().to_owned());
+    let check = format!("CHECK (actor <> 'API key {refused}') NOT VALID");
+    scenario.sql(&format!("ALTER TABLE audit_log ADD CONSTRAINT not_this_key {check}")).await;
+    assert!(api.worker.stop(LIMIT).await.unwrap().success());
+    let actors = "SELECT string_agg(actor, ', ') FROM audit_log WHERE action = 'api.requests'";
+    assert_eq!(scenario.sql(actors).await, format!("API key {written}"));
+    let log = api.worker.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("it is dropped")).collect();
+    assert!(lines.len() == 1 && lines[0].contains(&refused), "{lines:?} in {log}");
+    for content in ["api.requests", "acme", "list_conversations", "not_this_key"] {
+        assert!(lines[0].contains(content), "{content} in {lines:?}");
+    }
+}
+
+#[tokio::test]
 async fn audited_reads_at_once_share_commits() {
     let settings = [("VERBATIM_KEY_RATE", "100000"), ("VERBATIM_KEY_BURST", "100000")];
     let (scenario, api) = started_with(&settings).await;
