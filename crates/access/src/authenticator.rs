@@ -14,13 +14,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use database::{ApiDatabase, Limits, PresentedKey};
+use database::{ApiDatabase, Limits, PresentedKey, SignedRequest};
 use domain::causes::with_causes;
 use domain::clock::Clock;
 use domain::failure::FailureClass;
 use tokio::time::Instant;
 
-use crate::{ApiKey, Caller, RequestSignature};
+use crate::refusals::Refusals;
+use crate::{ApiKey, Caller, RefusalLimits, RequestSignature};
 
 /// How old the confirmation of a remembered key may be while PostgreSQL answers: below the promised five seconds by the time
 /// of an answer.
@@ -43,6 +44,8 @@ pub struct AuthenticatorSettings {
     pub grace: Duration,
     /// How far the timestamp of a signed request may be from the clock of this process.
     pub signature_window: Duration,
+    /// How many refused credentials of one address PostgreSQL is asked about.
+    pub refusals: RefusalLimits,
 }
 
 /// Why a key is not accepted.
@@ -74,6 +77,11 @@ pub enum NotAuthenticated {
     /// The request was received before.
     #[error("a request with this nonce was received before; sign each request with a new nonce")]
     Replayed,
+    /// Too many credentials from this address were refused. PostgreSQL is asked about another one after this time.
+    #[error(
+        "too many credentials from this address were refused, so this one was not checked; wait as long as Retry-After says"
+    )]
+    TooMany(Duration),
     /// PostgreSQL cannot be asked.
     #[error("keys cannot be checked: PostgreSQL is unavailable")]
     Unavailable(#[source] database::Error),
@@ -87,6 +95,7 @@ pub struct Authenticator {
     clock: Clock,
     settings: AuthenticatorSettings,
     remembered: Mutex<HashMap<String, Remembered>>,
+    refusals: Refusals,
     /// Whether PostgreSQL answered the last refresh.
     answers: AtomicBool,
 }
@@ -111,6 +120,7 @@ impl Authenticator {
             clock,
             settings,
             remembered: Mutex::default(),
+            refusals: Refusals::new(settings.refusals),
             answers: AtomicBool::new(true),
         }
     }
@@ -124,11 +134,19 @@ impl Authenticator {
         key: &ApiKey,
         address: IpAddr,
     ) -> Result<Arc<Caller>, NotAuthenticated> {
-        let caller = match self.remembered(key) {
-            Some(caller) => caller,
-            None => self.confirmed(key).await?,
-        };
-        self.admitted(caller, address)
+        if let Some(caller) = self.remembered(key) {
+            return self.admitted(caller, address);
+        }
+        // Others behind the same address do not have the secret.
+        if self.is_known(key) {
+            return self.admitted(self.confirmed(key).await?, address);
+        }
+        let question = self.refusals.ask(address, None).map_err(NotAuthenticated::TooMany)?;
+        let answer = self.confirmed(key).await.and_then(|caller| self.admitted(caller, address));
+        if !is_refusal(&answer) {
+            question.settled();
+        }
+        answer
     }
 
     /// The caller that signed a request for this method and this path with query, at this address. Each signature is accepted
@@ -147,14 +165,28 @@ impl Authenticator {
             return Err(NotAuthenticated::Stale(window));
         }
         let request = signature.request(method, target, window);
-        let found = self.database.signed_request(&request).await;
+        let key = signature.key.as_str();
+        let question = self.refusals.ask(address, Some(key)).map_err(NotAuthenticated::TooMany)?;
+        let answer = self.signer(&request).await.and_then(|caller| self.admitted(caller, address));
+        if answer.is_ok() {
+            self.refusals.signed(address, key);
+        }
+        if !is_refusal(&answer) {
+            question.settled();
+        }
+        answer
+    }
+
+    /// Asks PostgreSQL, which stores the nonce.
+    async fn signer(&self, request: &SignedRequest<'_>) -> Result<Arc<Caller>, NotAuthenticated> {
+        let found = self.database.signed_request(request).await;
         let (presented, is_first) =
             found.map_err(NotAuthenticated::Unavailable)?.ok_or(NotAuthenticated::Signature)?;
-        let caller = Arc::new(caller_of(&signature.key, presented)?);
-        if !is_first {
-            return Err(NotAuthenticated::Replayed);
+        let caller = Arc::new(caller_of(request.key, presented)?);
+        match is_first {
+            true => Ok(caller),
+            false => Err(NotAuthenticated::Replayed),
         }
-        self.admitted(caller, address)
     }
 
     fn admitted(
@@ -258,6 +290,11 @@ impl Authenticator {
         Some(Arc::clone(&it.caller))
     }
 
+    /// Whether PostgreSQL confirmed this secret, however long ago.
+    fn is_known(&self, key: &ApiKey) -> bool {
+        self.all().get(key.id()).is_some_and(|it| it.secret_hash == key.secret_hash())
+    }
+
     async fn confirmed(&self, key: &ApiKey) -> Result<Arc<Caller>, NotAuthenticated> {
         let asked_at = Instant::now();
         let secret_hash = key.secret_hash();
@@ -292,6 +329,11 @@ impl Authenticator {
     fn all(&self) -> MutexGuard<'_, HashMap<String, Remembered>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether PostgreSQL was asked about a credential that is not accepted.
+fn is_refusal(answer: &Result<Arc<Caller>, NotAuthenticated>) -> bool {
+    !matches!(answer, Ok(_) | Err(NotAuthenticated::Unavailable(_)))
 }
 
 /// The caller with a key that PostgreSQL found, unless it is revoked.

@@ -109,6 +109,12 @@ impl RequestSignature {
         })
     }
 
+    /// The id of the key that signed it, as it says.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Whether this is the body that was signed.
     #[must_use]
     pub fn is_of_body(&self, body: &[u8]) -> bool {

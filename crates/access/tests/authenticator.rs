@@ -3,13 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use access::{
-    ApiKey, Authenticator, AuthenticatorSettings, Caller, NotAuthenticated, RequestSignature,
-    SCHEME, Scope, Secrets, TenantOfCaller, authorization,
+    ApiKey, Authenticator, AuthenticatorSettings, Caller, NotAuthenticated, RefusalLimits,
+    RequestSignature, SCHEME, Scope, Secrets, TenantOfCaller, authorization,
 };
 use chrono::DateTime;
 use database::{
@@ -54,6 +55,12 @@ impl Fixture {
 
     /// As one replica of the API has it.
     fn replica(&self, grace: Duration) -> Authenticator {
+        self.replica_with(grace, [10, 50])
+    }
+
+    /// With a rate and a burst of refused credentials.
+    fn replica_with(&self, grace: Duration, refused: [u32; 2]) -> Authenticator {
+        let [rate, burst] = refused.map(|number| NonZeroU32::new(number).unwrap());
         let (_, name) = self.env.database_url.rsplit_once('/').unwrap();
         let url = format!(
             "postgres://{}:s3cret@127.0.0.1:{}/{name}",
@@ -70,7 +77,11 @@ impl Fixture {
         Authenticator::new(
             database,
             clock,
-            AuthenticatorSettings { grace, signature_window: WINDOW },
+            AuthenticatorSettings {
+                grace,
+                signature_window: WINDOW,
+                refusals: RefusalLimits { rate, burst },
+            },
         )
     }
 
@@ -290,6 +301,49 @@ async fn the_time_of_the_last_use_is_recorded_with_the_refresh() {
     assert_eq!(last_used().await, chrono::DateTime::from_timestamp_micros(START));
 }
 
+/// Unknown keys of this address, until one is not looked up; returns how many were.
+async fn burst_of_unknown_keys(replica: &Authenticator, address: IpAddr) -> usize {
+    for n in 0..100 {
+        match replica.caller(&ApiKey::generate().unwrap(), address).await {
+            Err(NotAuthenticated::Unknown) => {}
+            Err(NotAuthenticated::TooMany(wait)) if wait <= Duration::from_secs(1) => return n,
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("100 unknown keys were looked up");
+}
+
+#[tokio::test]
+async fn after_a_burst_of_unknown_keys_an_address_waits_and_postgresql_is_not_asked() {
+    let fixture = Fixture::new().await;
+    let replica = fixture.replica_with(GRACE, [1, 5]);
+    let elsewhere: IpAddr = "192.0.2.8".parse().unwrap();
+    let (remembered, valid) = (fixture.key(|_| {}).await, fixture.key(|_| {}).await);
+    accepted(&replica, &remembered).await.unwrap();
+    // One more, if a second passes meanwhile.
+    let looked_up = burst_of_unknown_keys(&replica, here()).await;
+    assert!((5..8).contains(&looked_up), "{looked_up}");
+    // Also what is valid would have to be looked up.
+    let stopped = replica.caller(&valid, here()).await;
+    assert!(matches!(stopped, Err(NotAuthenticated::TooMany(_))), "{stopped:?}");
+    accepted(&replica, &remembered).await.unwrap();
+    replica.caller(&valid, elsewhere).await.unwrap();
+    // It is remembered now, whatever the address.
+    accepted(&replica, &valid).await.unwrap();
+    let next = fixture.key(|_| {}).await;
+    eventually("the address to be accepted again", Duration::from_secs(10), async || {
+        accepted(&replica, &next).await.map(drop)
+    })
+    .await;
+    // Those at once are all looked up, and the address waits for the longer: 95 s.
+    let unknown: Vec<_> = (0..100).map(|_| ApiKey::generate().unwrap()).collect();
+    futures_util::future::join_all(unknown.iter().map(|key| accepted(&replica, key))).await;
+    // Without PostgreSQL the answer is the same: it is not asked.
+    fixture.proxy.cut().await.unwrap();
+    let stopped = replica.caller(&ApiKey::generate().unwrap(), here()).await;
+    assert!(matches!(stopped, Err(NotAuthenticated::TooMany(_))), "{stopped:?}");
+}
+
 /// What a client sends for `GET /list`, at the time of the tests' clock moved by so many seconds.
 fn signed_at(key: &ApiKey, seconds: i64, nonce: &str) -> RequestSignature {
     let now = START / 1_000_000 + seconds;
@@ -363,6 +417,37 @@ async fn a_signature_of_something_else_or_of_another_time_is_refused() {
     }
     // A refused one uses no nonce up.
     accepted_signed(&replica, &request).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_signed_lately_goes_on_signing_behind_an_address_of_many_wrong_signatures() {
+    let fixture = Fixture::new().await;
+    let replica = fixture.replica_with(GRACE, [1, 5]);
+    let (signer, newcomer) = (fixture.key(|_| {}).await, fixture.key(|_| {}).await);
+    let signed = async |key: &ApiKey, n: usize| {
+        let request = signed_at(key, 0, &format!("nonce-of-the-request-{n}"));
+        replica.signed(&request, ("GET", "/list?a=b"), here()).await
+    };
+    signed(&signer, 0).await.unwrap();
+    let refused = async |key: &ApiKey| {
+        for n in 0..100 {
+            match signed(key, 1_000 + n).await {
+                Err(NotAuthenticated::Signature) => {}
+                Err(NotAuthenticated::TooMany(_)) => return n,
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("100 wrong signatures were checked");
+    };
+    assert!((5..8).contains(&refused(&ApiKey::generate().unwrap()).await));
+    for n in 1..50 {
+        signed(&signer, n).await.unwrap();
+    }
+    let stopped = signed(&newcomer, 0).await;
+    assert!(matches!(stopped, Err(NotAuthenticated::TooMany(_))), "{stopped:?}");
+    // Wrong signatures that name the signer are limited, too.
+    let forged = ApiKey::with_secret(signer.id()).unwrap();
+    assert!((5..8).contains(&refused(&forged).await));
 }
 
 #[tokio::test]

@@ -207,7 +207,7 @@ impl AuditLog {
                 match written {
                     Ok(()) => {}
                     Err(error) if is_any_written && is_refusal(&error) => {
-                        log_dropped(entry, &error)
+                        log_dropped(entry, &error);
                     }
                     Err(error) => {
                         failed.push_back(unwritten);

@@ -3,7 +3,7 @@
 //! | step | what fails there |
 //! |---|---|
 //! | the request gets an id; the time limit begins | 503 `too-slow` |
-//! | the key is read and checked | 401, 503 |
+//! | the key is read and checked | 401, 429, 503 |
 //! | the key's rate | 429 |
 //! | the scope of the endpoint | 403 |
 //! | the body is read | 413, 422 |
@@ -43,7 +43,7 @@ use crate::endpoints::ENDPOINTS;
 use crate::endpoints::actions::IDEMPOTENCY_KEY;
 use crate::parameters::Parameters;
 use crate::problem::{Fault, Kind, Problem, SOON};
-use crate::rates::Allowance;
+use crate::rates::{Allowance, Exceeded};
 use crate::stale_reads;
 
 /// The parameters of a path, which may be no UTF-8.
@@ -171,16 +171,21 @@ async fn handle(
     let address = client_address(peer, request.headers(), &api.settings.trusted_proxies);
     let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
     let signed = (request.method().as_str(), target);
-    let (caller, signature) = authenticated(&api, request.headers(), signed, address).await?;
-    *allowance = Some(match api.rates.take(&caller.key) {
-        Ok(allowance) => allowance,
-        Err(exceeded) => {
-            *allowance = Some(exceeded.allowance);
-            let detail = "the key made more requests than VERBATIM_KEY_RATE and VERBATIM_KEY_BURST allow; wait as long as \
-                          Retry-After says";
-            return Err(Problem::new(Kind::RateLimited, detail).retry_after(exceeded.wait));
-        }
-    });
+    let credential = Credential::of(request.headers())
+        .map_err(|(reason, detail)| refused(&api, address, reason, detail))?;
+    let mut limited = |exceeded: Exceeded| {
+        *allowance = Some(exceeded.allowance);
+        let detail = "the key made more requests than VERBATIM_KEY_RATE and VERBATIM_KEY_BURST allow; wait as long as \
+                      Retry-After says";
+        Problem::new(Kind::RateLimited, detail).retry_after(exceeded.wait)
+    };
+    if let Credential::Signature(signature) = &credential {
+        // Checking it would cost a commit.
+        api.rates.check(signature.key()).map_err(&mut limited)?;
+    }
+    let (caller, signature) = authenticated(&api, credential, signed, address).await?;
+    let taken = api.rates.take(&caller.key).map_err(limited)?;
+    *allowance = Some(taken);
     if !caller.may(endpoint.scope) {
         let scope = endpoint.scope.as_str();
         let detail = format!(
@@ -235,9 +240,13 @@ async fn handle(
 
 /// A credential that is not accepted.
 fn refused(api: &Api, address: IpAddr, reason: RefusedCredential, detail: String) -> Problem {
+    count_refused(api, address, reason);
+    Problem::new(Kind::Unauthenticated, detail)
+}
+
+fn count_refused(api: &Api, address: IpAddr, reason: RefusedCredential) {
     api.metrics.add(Counter::RefusedCredentials { reason }, 1);
     api.note_refused(address);
-    Problem::new(Kind::Unauthenticated, detail)
 }
 
 /// What the header `Authorization` holds.
@@ -270,16 +279,14 @@ impl Credential {
     }
 }
 
-/// The caller with the credential of the request, and the signature to compare the body with. `signed` are the method, and
+/// The caller with this credential, and the signature to compare the body with. `signed` are the method, and
 /// the path with its query.
 async fn authenticated(
     api: &Api,
-    headers: &HeaderMap,
+    credential: Credential,
     signed: (&str, &str),
     address: IpAddr,
 ) -> Result<(Arc<Caller>, Option<RequestSignature>), Problem> {
-    let credential = Credential::of(headers)
-        .map_err(|(reason, detail)| refused(api, address, reason, detail))?;
     let caller = match &credential {
         Credential::Key(key) => api.authenticator.caller(key, address).await,
         Credential::Signature(signature) => {
@@ -300,6 +307,10 @@ async fn authenticated(
         NotAuthenticated::Signature => RefusedCredential::Signature,
         NotAuthenticated::Stale(_) => RefusedCredential::Stale,
         NotAuthenticated::Replayed => RefusedCredential::Replayed,
+        NotAuthenticated::TooMany(wait) => {
+            count_refused(api, address, RefusedCredential::Limited);
+            return Err(Problem::new(Kind::RateLimited, detail).retry_after(wait));
+        }
         NotAuthenticated::Unavailable(source) => {
             return Err(Problem::new(Kind::Unavailable, detail)
                 .retry_after(SOON)

@@ -91,7 +91,7 @@ impl Kind {
             Self::RateLimited => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate-limited",
-                "The API key makes too many requests",
+                "Too many requests, or too many refused credentials",
             ),
             Self::Internal => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The request failed unexpectedly")

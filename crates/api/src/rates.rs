@@ -3,8 +3,10 @@
 //! Each replica counts for itself: with three replicas a key may make three times as many. The answers say what is left
 //! (draft-ietf-httpapi-ratelimit-headers-10).
 
+use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue};
 use governor::clock::{Clock as _, DefaultClock};
@@ -18,6 +20,8 @@ type Limiter =
 /// The rates of all keys.
 pub(crate) struct Rates {
     limiter: Limiter,
+    /// Until when keys that made too many requests may make none.
+    exhausted: Mutex<HashMap<String, Instant>>,
     clock: DefaultClock,
     rate: u32,
     burst: u32,
@@ -44,24 +48,49 @@ impl Rates {
     pub(crate) fn new(rate: NonZeroU32, burst: NonZeroU32) -> Self {
         let quota = Quota::per_second(rate).allow_burst(burst);
         let limiter = RateLimiter::keyed(quota).with_middleware::<StateInformationMiddleware>();
-        Self { limiter, clock: DefaultClock::default(), rate: rate.get(), burst: burst.get() }
+        Self {
+            limiter,
+            exhausted: Mutex::default(),
+            clock: DefaultClock::default(),
+            rate: rate.get(),
+            burst: burst.get(),
+        }
     }
 
     /// Counts a request of this key.
     pub(crate) fn take(&self, key: &str) -> Result<Allowance, Exceeded> {
-        let allowance = |remaining| Allowance { remaining, rate: self.rate, burst: self.burst };
         match self.limiter.check_key(&key.to_owned()) {
-            Ok(state) => Ok(allowance(state.remaining_burst_capacity())),
-            Err(refused) => Err(Exceeded {
-                wait: refused.wait_time_from(self.clock.now()),
-                allowance: allowance(0),
-            }),
+            Ok(state) => Ok(self.allowance(state.remaining_burst_capacity())),
+            Err(refused) => {
+                let wait = refused.wait_time_from(self.clock.now());
+                self.until().insert(key.to_owned(), Instant::now() + wait);
+                Err(Exceeded { wait, allowance: self.allowance(0) })
+            }
+        }
+    }
+
+    /// Fails while the key made too many requests. Counts nothing, so it needs no proof that the caller has the key.
+    pub(crate) fn check(&self, key: &str) -> Result<(), Exceeded> {
+        let until = self.until().get(key).copied();
+        match until.map(|at| at.saturating_duration_since(Instant::now())) {
+            Some(wait) if !wait.is_zero() => Err(Exceeded { wait, allowance: self.allowance(0) }),
+            _ => Ok(()),
         }
     }
 
     /// Forgets keys that made no request lately.
     pub(crate) fn forget_idle(&self) {
         self.limiter.retain_recent();
+        let now = Instant::now();
+        self.until().retain(|_, at| *at > now);
+    }
+
+    fn allowance(&self, remaining: u32) -> Allowance {
+        Allowance { remaining, rate: self.rate, burst: self.burst }
+    }
+
+    fn until(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.exhausted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,6 +123,11 @@ mod tests {
         let exceeded = rates.take("a").unwrap_err();
         assert!(exceeded.wait > Duration::ZERO && exceeded.wait <= Duration::from_secs(1));
         assert_eq!(rates.take("b").unwrap().remaining, 2);
+        assert!(rates.check("a").unwrap_err().wait <= exceeded.wait);
+        for _ in 0..10 {
+            assert_eq!(rates.check("b"), Ok(()));
+        }
+        assert_eq!(rates.take("b").unwrap().remaining, 1);
         let mut headers = HeaderMap::new();
         exceeded.allowance.write(&mut headers);
         assert_eq!(headers["ratelimit"], "\"key\";r=0;t=3");

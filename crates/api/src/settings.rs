@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use access::{AnomalySettings, AuthenticatorSettings};
+use access::{AnomalySettings, AuthenticatorSettings, RefusalLimits};
 use axum::http::HeaderValue;
 use database::Statements;
 use ipnet::IpNet;
@@ -151,6 +151,16 @@ pub(crate) struct Settings {
     #[arg(long, default_value = "200", value_name = "NUMBER", help_heading = "HTTP")]
     pub(crate) key_burst: NonZeroU32,
 
+    /// Questions per second to PostgreSQL about keys and signatures of one address that it refuses, on average, for each
+    /// replica. Beyond that requests of the address whose key is not remembered are answered with 429. An IPv6 address counts
+    /// as its /64
+    #[arg(long, default_value = "10", value_name = "NUMBER", help_heading = "HTTP")]
+    pub(crate) refused_rate: NonZeroU32,
+
+    /// Such questions of one address at once, before its rate counts
+    #[arg(long, default_value = "50", value_name = "NUMBER", help_heading = "HTTP")]
+    pub(crate) refused_burst: NonZeroU32,
+
     /// How long keys that PostgreSQL confirmed go on while it does not answer. 0s: not at all
     #[arg(long, default_value = "15min", value_name = "DURATION", value_parser = duration)]
     #[arg(help_heading = "HTTP")]
@@ -265,7 +275,11 @@ impl Settings {
     }
 
     pub(crate) fn authenticator(&self) -> AuthenticatorSettings {
-        AuthenticatorSettings { grace: self.auth_grace, signature_window: self.signature_window }
+        AuthenticatorSettings {
+            grace: self.auth_grace,
+            signature_window: self.signature_window,
+            refusals: RefusalLimits { rate: self.refused_rate, burst: self.refused_burst },
+        }
     }
 }
 

@@ -292,6 +292,8 @@ label! {
         Stale = "stale",
         /// The signed request was received before.
         Replayed = "replayed",
+        /// Too many from its address were refused before, so it was not checked.
+        Limited = "limited",
     }
 }
 

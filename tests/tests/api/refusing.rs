@@ -225,6 +225,43 @@ async fn a_key_that_asks_too_often_gets_the_time_of_its_next_request_and_other_k
 }
 
 #[tokio::test]
+async fn an_address_of_many_unknown_keys_gets_429_and_other_addresses_and_remembered_keys_an_answer()
+ {
+    let settings = [
+        ("VERBATIM_REFUSED_RATE", "1"),
+        ("VERBATIM_REFUSED_BURST", "3"),
+        ("VERBATIM_TRUSTED_PROXIES", "127.0.0.0/8"),
+    ];
+    let (_scenario, api) = started_with(&settings).await;
+    let path = "/api/conversations/list/acme";
+    let (known, new) = (api.key("acme", &["read"]).await, api.key("acme", &["read"]).await);
+    let from = async |address: &str, key: &str| {
+        api.get_with(key, path, &[("x-forwarded-for", address)]).await
+    };
+    with_status(&from("2001:db8::1", &known).await, 200);
+    let mut limited = None;
+    for n in 0..50 {
+        let unknown = access::ApiKey::generate().unwrap();
+        let response = from(&format!("2001:db8::{n}"), unknown.expose()).await;
+        if response.status == 429 {
+            limited = Some(response);
+            break;
+        }
+        with_status(&response, 401);
+    }
+    let limited = limited.expect("one of 50 unknown keys is not looked up");
+    let problem = with_status(&limited, 429);
+    assert_eq!(kind(&problem), "rate-limited");
+    assert!(problem["detail"].as_str().unwrap().contains("from this address"), "{problem}");
+    assert_eq!(limited.header("retry-after"), Some("1"));
+    with_status(&from("2001:db8::1", &known).await, 200);
+    with_status(&from("2001:db8:0:1::1", &new).await, 200);
+    let metrics = api.worker.get("/metrics").await.unwrap().body;
+    let line = "verbatim_refused_credentials_total{reason=\"limited\"} 1\n";
+    assert!(metrics.contains(line), "{line} in {metrics}");
+}
+
+#[tokio::test]
 async fn browsers_may_call_from_the_configured_origins_alone() {
     let (_scenario, api) =
         started_with(&[("VERBATIM_CORS_ORIGINS", "https://crm.example.com")]).await;

@@ -6,7 +6,7 @@ use system_tests::{ApiServer, SAVER};
 use testkit::http::Response;
 use uuid::Uuid;
 
-use crate::{archived, started, with_status};
+use crate::{archived, started, started_with, with_status};
 
 fn now() -> i64 {
     service::clock::system().now().micros() / 1_000_000
@@ -85,6 +85,33 @@ async fn what_is_no_signature_of_now_is_refused_and_counted() {
         let line = format!("verbatim_refused_credentials_total{{reason=\"{reason}\"}} {count}\n");
         assert!(metrics.contains(&line), "{line} in {metrics}");
     }
+}
+
+#[tokio::test]
+async fn a_signature_beyond_the_rate_of_its_key_costs_no_commit_and_wrong_ones_take_nothing_of_it()
+{
+    let settings = [("VERBATIM_KEY_RATE", "1"), ("VERBATIM_KEY_BURST", "3")];
+    let (scenario, api) = started_with(&settings).await;
+    let key = ApiKey::parse(&api.key("acme", &["read"]).await).unwrap();
+    let read = ("GET", "/api/conversations/list/acme");
+    // Whoever knows the id of the key takes nothing of its rate.
+    let forged = ApiKey::with_secret(key.id()).unwrap();
+    for _ in 0..10 {
+        with_status(&send(&api, read, &header(&forged, read, ""), "").await, 401);
+    }
+    let mut statuses = Vec::new();
+    for _ in 0..60 {
+        let response = send(&api, read, &header(&key, read, ""), "").await;
+        assert_eq!(response.header("retry-after").is_some(), response.status == 429);
+        assert!(response.header("ratelimit").is_some(), "{response:?}");
+        statuses.push(response.status);
+    }
+    assert_eq!(statuses[..3], [200; 3]);
+    let accepted = statuses.iter().filter(|status| **status == 200).count();
+    assert!(accepted < 20, "{statuses:?}");
+    // One that is refused for each time that the key may make a request again.
+    let nonces: usize = scenario.sql("SELECT count(*) FROM api_nonces").await.parse().unwrap();
+    assert!(nonces <= 2 * accepted, "{nonces} nonces of {accepted} accepted requests");
 }
 
 /// Signed with a key that nobody created.
