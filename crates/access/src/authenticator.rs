@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use database::{ApiDatabase, Limits, PresentedKey, SignedRequest};
+use database::{ApiDatabase, Limits, Nonce, PresentedKey, SignedRequest};
 use domain::causes::with_causes;
 use domain::clock::Clock;
 use domain::failure::FailureClass;
@@ -77,6 +77,12 @@ pub enum NotAuthenticated {
     /// The request was received before.
     #[error("a request with this nonce was received before; sign each request with a new nonce")]
     Replayed,
+    /// PostgreSQL may have lost its nonce.
+    #[error(
+        "the request was signed before the last failover or restore of PostgreSQL, so nobody can tell whether it was \
+         received before; sign it again, with a new timestamp and nonce"
+    )]
+    NonceUnknown,
     /// Too many credentials from this address were refused. PostgreSQL is asked about another one after this time.
     #[error(
         "too many credentials from this address were refused, so this one was not checked; wait as long as Retry-After says"
@@ -180,12 +186,13 @@ impl Authenticator {
     /// Asks PostgreSQL, which stores the nonce.
     async fn signer(&self, request: &SignedRequest<'_>) -> Result<Arc<Caller>, NotAuthenticated> {
         let found = self.database.signed_request(request).await;
-        let (presented, is_first) =
+        let (presented, nonce) =
             found.map_err(NotAuthenticated::Unavailable)?.ok_or(NotAuthenticated::Signature)?;
         let caller = Arc::new(caller_of(request.key, presented)?);
-        match is_first {
-            true => Ok(caller),
-            false => Err(NotAuthenticated::Replayed),
+        match nonce {
+            Nonce::New => Ok(caller),
+            Nonce::Used => Err(NotAuthenticated::Replayed),
+            Nonce::Unknown => Err(NotAuthenticated::NonceUnknown),
         }
     }
 

@@ -305,7 +305,7 @@ async fn authenticated(
         NotAuthenticated::Expired => RefusedCredential::Expired,
         NotAuthenticated::Address => RefusedCredential::Address,
         NotAuthenticated::Signature => RefusedCredential::Signature,
-        NotAuthenticated::Stale(_) => RefusedCredential::Stale,
+        NotAuthenticated::Stale(_) | NotAuthenticated::NonceUnknown => RefusedCredential::Stale,
         NotAuthenticated::Replayed => RefusedCredential::Replayed,
         NotAuthenticated::TooMany(wait) => {
             count_refused(api, address, RefusedCredential::Limited);

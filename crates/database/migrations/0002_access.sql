@@ -89,6 +89,24 @@ CREATE TABLE api_nonces (
 
 CREATE INDEX api_nonces_by_expiry ON api_nonces (expires_at);
 
+-- Which PostgreSQL, in which state of its history, has this table. `postgresql_identity.rs` says what each part is for.
+CREATE FUNCTION verbatim_identity(of_table regclass) RETURNS text
+LANGUAGE sql VOLATILE AS $$
+    SELECT concat_ws(':', (pg_control_system()).system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8),
+                     of_table::oid, pg_relation_filenode(of_table))
+$$;
+
+-- Since when `api_nonces` has every nonce that was accepted. A failover to a standby that lagged behind, or a restore, loses
+-- the last ones; then `identity` is another one. There is one row.
+CREATE TABLE api_nonce_history (
+    is_only        boolean PRIMARY KEY DEFAULT true CHECK (is_only),
+    identity       text NOT NULL,
+    complete_since timestamptz NOT NULL
+);
+
+INSERT INTO api_nonce_history (identity, complete_since)
+VALUES (verbatim_identity('api_nonce_history'), '-infinity');
+
 -- HMAC-SHA-256 (RFC 2104) with a key of 32 bytes.
 CREATE FUNCTION verbatim_hmac(key bytea, message text) RETURNS bytea
 LANGUAGE sql IMMUTABLE AS $$
@@ -100,7 +118,8 @@ LANGUAGE sql IMMUTABLE AS $$
           FROM generate_series(0, 31) AS i) AS blocks
 $$;
 
--- The key that signed this text, if it did; `is_first` tells whether its nonce was not used before. The hash of the secret
+-- The key that signed this text, if it did; `is_first` tells whether its nonce was not used before. It is null where the
+-- text was signed before this PostgreSQL has every nonce: then nobody can tell. The hash of the secret
 -- is the key of the HMAC: so the role of the API sees no hash. Signatures are compared by their hashes with random bytes:
 -- the time that takes says nothing about the right one.
 CREATE FUNCTION verbatim_signed_request(signing_key text, request_nonce text, message text, signature bytea,
@@ -111,7 +130,9 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
 DECLARE
     salt CONSTANT bytea := uuid_send(gen_random_uuid());
     found_key record;
+    current_identity CONSTANT text := verbatim_identity('api_nonce_history');
     inserted bigint;
+    is_new boolean;
 BEGIN
     DELETE FROM api_nonces n
     WHERE (n.key_id, n.nonce) IN (SELECT e.key_id, e.nonce FROM api_nonces e WHERE e.expires_at < clock_timestamp()
@@ -126,10 +147,18 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    INSERT INTO api_nonces (key_id, nonce, expires_at)
-    VALUES (signing_key, request_nonce, clock_timestamp() + keep_nonce)
-    ON CONFLICT DO NOTHING;
-    GET DIAGNOSTICS inserted = ROW_COUNT;
+    -- Of several calls at once one changes the row; the others wait for it.
+    UPDATE api_nonce_history h SET identity = current_identity, complete_since = clock_timestamp()
+    WHERE h.identity <> current_identity;
+    -- The second line of what was signed is its time.
+    IF EXISTS (SELECT FROM api_nonce_history h
+               WHERE to_timestamp(split_part(message, E'\n', 2)::bigint) > h.complete_since) THEN
+        INSERT INTO api_nonces (key_id, nonce, expires_at)
+        VALUES (signing_key, request_nonce, clock_timestamp() + keep_nonce)
+        ON CONFLICT DO NOTHING;
+        GET DIAGNOSTICS inserted = ROW_COUNT;
+        is_new := inserted = 1;
+    END IF;
     -- Left out while another transaction has locked the row: only lists show it.
     UPDATE api_keys k SET last_used_at = clock_timestamp()
     WHERE k.id = (SELECT i.id FROM api_keys i
@@ -137,7 +166,7 @@ BEGIN
                     AND (i.last_used_at IS NULL OR i.last_used_at < clock_timestamp() - interval '10 seconds')
                   FOR NO KEY UPDATE SKIP LOCKED);
     RETURN QUERY SELECT found_key.tenant_id, found_key.name, found_key.scopes, found_key.networks, found_key.version,
-                        found_key.revoked_at, found_key.accepted_until, inserted = 1;
+                        found_key.revoked_at, found_key.accepted_until, is_new;
 END $$;
 
 -- The versions of those of these keys that are not revoked.
@@ -257,7 +286,7 @@ BEGIN
 END $$;
 
 REVOKE ALL ON FUNCTION verbatim_api_key(text, bytea), verbatim_api_key_versions(text[]), verbatim_signed_tenant(text),
-                       verbatim_hmac(bytea, text), verbatim_signed_request(text, text, text, bytea, interval),
+                       verbatim_hmac(bytea, text), verbatim_identity(regclass), verbatim_signed_request(text, text, text, bytea, interval),
                        verbatim_api_keys_used(text[], timestamptz[]), verbatim_word_mark(text, text, timestamptz),
                        verbatim_conversations_with_words(text[], text, text, text, timestamptz, timestamptz, timestamptz,
                                                          text, integer, integer) FROM PUBLIC;

@@ -56,6 +56,17 @@ pub struct SignedRequest<'a> {
     pub keep_nonce: Duration,
 }
 
+/// What PostgreSQL knows of the nonce of a signed request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nonce {
+    /// No request of the key had it; now it is stored.
+    New,
+    /// A request of the key had it.
+    Used,
+    /// The request was signed before the last failover or restore of PostgreSQL, which may have lost its nonce.
+    Unknown,
+}
+
 impl ApiDatabase {
     /// Creates the pool. It connects on first use.
     ///
@@ -148,14 +159,14 @@ impl ApiDatabase {
         Ok(self.database.values(query).await?.pop())
     }
 
-    /// The key that signed a request, and whether no request with this nonce came before. `None`: it did not sign it.
+    /// The key that signed a request, and what is known of its nonce. `None`: it did not sign it.
     ///
     /// # Errors
     /// PostgreSQL failed.
     pub async fn signed_request(
         &self,
         request: &SignedRequest<'_>,
-    ) -> Result<Option<(PresentedKey, bool)>> {
+    ) -> Result<Option<(PresentedKey, Nonce)>> {
         let query = sqlx::query(
             "SELECT * FROM verbatim_signed_request($1, $2, $3, $4, interval '1 second' * $5)",
         )
@@ -165,7 +176,12 @@ impl ApiDatabase {
         .bind(request.signature.as_slice())
         .bind(request.keep_nonce.as_secs_f64());
         let Some(row) = self.of_no_tenant().rows(query).await?.pop() else { return Ok(None) };
-        Ok(Some((PresentedKey::from_row(&row)?, row.try_get("is_first")?)))
+        let nonce = match row.try_get("is_first")? {
+            Some(true) => Nonce::New,
+            Some(false) => Nonce::Used,
+            None => Nonce::Unknown,
+        };
+        Ok(Some((PresentedKey::from_row(&row)?, nonce)))
     }
 
     /// The versions of those of these keys that are not revoked.

@@ -150,10 +150,12 @@ impl Database {
     }
 
     /// Sets a new epoch, which invalidates all hot copies, and writes an audit entry. Needed after PostgreSQL
-    /// returned to old numbers in a way that its identity does not show, such as a restored disk snapshot.
+    /// returned to old numbers in a way that its identity does not show, such as a restored disk snapshot. Such a PostgreSQL
+    /// may have lost nonces, so requests that were signed before are refused from now on.
     pub async fn invalidate_hot_copies(&self, actor: &Actor, new_epoch: i64) -> Result<()> {
         let query = sqlx::query(
-            "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch)
+            "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch),
+                  nonces AS (UPDATE api_nonce_history SET complete_since = clock_timestamp())
              INSERT INTO audit_log (actor, action, subject)
              SELECT $2, 'hot_copies.invalidate', $3 FROM changed",
         )

@@ -59,7 +59,7 @@ mod words;
 mod write_check;
 mod writers;
 
-pub use api_database::{ApiDatabase, PresentedKey, SignedRequest};
+pub use api_database::{ApiDatabase, Nonce, PresentedKey, SignedRequest};
 pub use api_keys::{ApiKeyView, EVERY_TENANT, NewApiKey};
 pub use api_role::{ApiRole, ApiRoleChange, ApiRoleKind};
 pub use audit::{

@@ -186,6 +186,7 @@ async fn an_injected_statement_reads_no_other_tenant_and_no_key() {
         "SELECT verbatim_signed_tenant(repeat('0', 64) || ':globex')",
         "SELECT verbatim_hmac('', '')",
         "SELECT * FROM api_nonces",
+        "SELECT * FROM api_nonce_history",
         "DELETE FROM api_nonces",
         "UPDATE audit_chains SET n = 0",
         "DELETE FROM audit_log",

@@ -288,7 +288,7 @@ label! {
         Address = "address",
         /// The key did not sign this request.
         Signature = "signature",
-        /// The request was signed too long ago, or later than now.
+        /// The request was signed too long ago, later than now, or before the last failover or restore of PostgreSQL.
         Stale = "stale",
         /// The signed request was received before.
         Replayed = "replayed",

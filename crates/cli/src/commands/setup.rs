@@ -33,9 +33,9 @@ Examples:
 
 Run it first in every deployment. Workers verify schema and topology when they start.")]
 pub(crate) struct Setup {
-    /// Invalidate all hot copies in Redis: use it after a disk snapshot of PostgreSQL was restored, or rows
+    /// Invalidate all hot copies in Redis, and refuse requests that were signed before: use it after a disk snapshot of PostgreSQL was restored, or rows
     /// into tables that were kept. Stop the workers first. Readers load the hot copies again. After
-    /// pg_restore --clean, a point-in-time recovery or a failover the workers do this by themselves
+    /// pg_restore --clean, a point-in-time recovery or a failover the workers and the API do this by themselves
     #[arg(long)]
     restored: bool,
 
