@@ -89,10 +89,11 @@ FOR EACH STATEMENT EXECUTE FUNCTION verbatim_refuse_audit_change();
 -- tenant is empty is about no tenant.
 CREATE FUNCTION verbatim_audit(signed_chain text, actors text[], actions text[], signed_tenants text[], subjects text[],
                                details text[])
-RETURNS void
+RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
 DECLARE
     signed CONSTANT text := verbatim_signed_tenant(signed_chain);
+    written bigint;
 BEGIN
     IF NOT starts_with(signed, E'audit chain\n') THEN
         RAISE EXCEPTION 'verbatim_audit: the first argument signs no chain' USING ERRCODE = 'insufficient_privilege';
@@ -104,6 +105,8 @@ BEGIN
     JOIN (SELECT s.signed_tenant, verbatim_signed_tenant(s.signed_tenant) AS tenant
           FROM (SELECT DISTINCT unnest(signed_tenants) AS signed_tenant) AS s) AS t USING (signed_tenant)
     ORDER BY e.position;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
 END $$;
 
 REVOKE ALL ON FUNCTION verbatim_audit_value(text), verbatim_audit_hash(bytea, audit_log), verbatim_chain_audit_entry(),
