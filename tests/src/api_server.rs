@@ -11,7 +11,7 @@ use testkit::http::{self, Response};
 use testkit::wait::eventually;
 use uuid::Uuid;
 
-use crate::Scenario;
+use crate::scenario::{API, Scenario};
 
 /// The secret of the API in tests.
 const SECRET: &str = "a-secret-of-the-tests-of-the-api";
@@ -69,20 +69,34 @@ impl ApiServer {
         database_url: &str,
         settings: &[(&str, &str)],
     ) -> Worker {
-        let roles = ROLES.map(|kind| role(kind, scenario));
+        Self::set_up(scenario).await;
+        let own = Self::access(scenario, database_url);
+        let own = own.iter().map(|(name, value)| (*name, value.as_str()));
+        let own = own.chain([("VERBATIM_API_LISTEN", "127.0.0.1:0")]);
+        let settings: Vec<_> = own.chain(settings.iter().copied()).collect();
+        scenario.launch(API, &settings)
+    }
+
+    /// Sets up its roles in PostgreSQL.
+    ///
+    /// # Panics
+    /// When they cannot be set up.
+    pub async fn set_up(scenario: &Scenario) {
         let keys = Secrets::new([SECRET]).expect("one").tenant_keys();
         let owner = database(&scenario.database_url);
-        for role in &roles {
-            owner.set_up_api_role(role, &keys).await.expect("the role");
+        for kind in ROLES {
+            owner.set_up_api_role(&role(kind, scenario), &keys).await.expect("the role");
         }
-        let [url, operator_url] = roles.map(|role| url_of(&role, database_url));
-        let own = [
-            ("API_DATABASE_URL", url.as_str()),
-            ("API_OPERATOR_DATABASE_URL", operator_url.as_str()),
-            ("API_SECRET", SECRET),
-            ("VERBATIM_API_LISTEN", "127.0.0.1:0"),
-        ];
-        scenario.launch("conversation-api", &[&own, settings].concat())
+    }
+
+    /// The settings with which a replica reaches PostgreSQL at this URL.
+    pub(crate) fn access(scenario: &Scenario, database_url: &str) -> [(&'static str, String); 3] {
+        let [url, operator_url] = ROLES.map(|kind| url_of(&role(kind, scenario), database_url));
+        [
+            ("API_DATABASE_URL", url),
+            ("API_OPERATOR_DATABASE_URL", operator_url),
+            ("API_SECRET", SECRET.to_owned()),
+        ]
     }
 
     /// PostgreSQL with the roles of the API, which the first replica has set up: for tenants, and for operators.

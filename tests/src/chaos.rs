@@ -1,15 +1,18 @@
 //! The chaos run: workers under load while servers, processes and connections fail at random; then an
 //! audit of every message.
 //!
-//! Publishers publish with confirms, repeat what was not confirmed, and record what was. Two replicas
-//! of each worker run, each behind its own proxies. Each round injects several overlapping faults, then
+//! Publishers publish with confirms or over HTTP, repeat what was not confirmed, and record what was. Two replicas
+//! of each process run, each behind its own proxies. Each round injects several overlapping faults, then
 //! one fault alone, and measures how soon every replica works again after the lone fault. Nothing fails
 //! in the 10 s after it. At the end every message id is looked up in PostgreSQL, and every transcript
 //! is read through Redis and from PostgreSQL.
 //!
+//! Clients of the conversation-api read meanwhile; the audit log is verified at the end.
+//!
 //! Invariant: the faults and their order follow from the seed alone. A message that was lost,
 //! duplicated, dead-lettered or stored in another conversation fails the run.
 
+mod api;
 mod environment;
 mod inject;
 mod load;
@@ -49,7 +52,8 @@ async fn carry_out(plan: &Plan, on_progress: &OnProgress) -> Report {
     let scenario = Scenario::on_own_servers().await;
     let replicas = Replicas::start(&scenario).await;
     let environment = Rc::new(Environment { replicas, scenario });
-    let load = Load::start(&environment.scenario, plan);
+    let addresses = environment.replicas.api_addresses();
+    let load = Load::start(&environment.scenario, &addresses, plan).await;
     let began = Instant::now();
     let progress =
         |text: String| on_progress(&format!("{:7.1} s  {text}", began.elapsed().as_secs_f64()));
@@ -81,6 +85,7 @@ async fn carry_out(plan: &Plan, on_progress: &OnProgress) -> Report {
     // Unacknowledged deliveries are ready again once their consumers have ended.
     let unexpected_exits = environment.replicas.drain().await;
     let unfinished = environment.unfinished(&record).await;
+    let audit = environment.audit_log(&record).await;
     Report {
         seed: plan.seed,
         took: began.elapsed(),
@@ -93,6 +98,8 @@ async fn carry_out(plan: &Plan, on_progress: &OnProgress) -> Report {
         unfinished,
         discrepancies,
         unexpected_exits,
+        audit,
+        api: record.api,
     }
 }
 

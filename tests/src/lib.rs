@@ -38,5 +38,5 @@ pub use published_actions::{Discrepancies, PublishedActions};
 pub use rabbit::RabbitAdmin;
 pub use random::Random;
 pub use reader::TestReader;
-pub use scenario::{COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario};
+pub use scenario::{API, COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario};
 pub use server_set::ServerSet;

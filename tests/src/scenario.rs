@@ -29,6 +29,8 @@ pub const MIGRATION: &str = fleet::PERSISTENCE_MIGRATION_WORKER.name();
 pub const STATISTICS: &str = fleet::STATISTICS_WORKER.name();
 /// The worker that stores dead letters, reroutes actions and counts queues.
 pub const COLLECTOR: &str = fleet::DEAD_LETTER_WORKER.name();
+/// The process that serves HTTP.
+pub const API: &str = fleet::CONVERSATION_API.name();
 
 /// The settings of all workers here: shorter intervals than in production.
 const SHORT: [(&str, &str); 5] = [

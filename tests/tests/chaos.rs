@@ -10,7 +10,7 @@ use testkit::environment::deep;
 #[tokio::test]
 async fn random_faults_lose_and_duplicate_no_message() {
     let (messages, minutes) = if deep() { (200_000, 5) } else { (20_000, 1) };
-    let plan = Plan::new(4, Size { messages, lasts: Duration::from_secs(60 * minutes) });
+    let plan = Plan::new(23, Size { messages, lasts: Duration::from_secs(60 * minutes) });
     let report = chaos::run(&plan, &(Rc::new(|line: &str| println!("{line}")) as _)).await;
     println!("{report}");
     assert_eq!(report.damage(), [], "{report}");

@@ -11,7 +11,7 @@ use system_tests::chaos::{self, OnProgress, Plan, Size};
 use uuid::Uuid;
 
 const AFTER: &str = "\
-Starts a private RabbitMQ, Redis and PostgreSQL on this machine, and two replicas of each worker.
+Starts a private RabbitMQ, Redis and PostgreSQL on this machine, and two replicas of each worker and of the API.
 
 Exit codes: 0 no message was lost or duplicated, and every replica recovered in time; 1 a message
 was, or a replica did not; 2 an option is wrong.";

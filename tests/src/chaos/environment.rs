@@ -52,4 +52,23 @@ impl Environment {
         }
         unfinished
     }
+
+    /// What is wrong with the audit log: findings of `verbatim audit verify`, and pages of conversations that were
+    /// answered without an entry.
+    pub(super) async fn audit_log(&self, record: &LoadRecord) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let verified = self.scenario.verbatim(&["audit", "verify"]).await;
+        if !verified.status.success() {
+            let [out, error] =
+                [&verified.stdout, &verified.stderr].map(|it| String::from_utf8_lossy(it));
+            wrong.push(format!("verbatim audit verify: {}\n{out}{error}", verified.status));
+        }
+        let reads = "SELECT count(*) FROM audit_log WHERE action = 'conversation.read'";
+        let entries: usize = self.scenario.sql(reads).await.parse().expect("a count");
+        let pages = record.api.pages;
+        if entries < pages {
+            wrong.push(format!("{entries} entries of {pages} pages that were answered"));
+        }
+        wrong
+    }
 }

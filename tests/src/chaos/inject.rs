@@ -16,7 +16,7 @@ impl Environment {
     /// When it cannot be injected or repaired: then the run proves nothing.
     pub(super) async fn inject(&self, scheduled: &ScheduledFault) {
         match scheduled.fault {
-            Fault::Worker(replica, process_fault) => {
+            Fault::Process(replica, process_fault) => {
                 let slot = self.replicas.slot(replica);
                 self.replicas.record_unexpected_exit(slot).await;
                 match process_fault {

@@ -52,9 +52,9 @@ pub(super) struct ScheduledFault {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// A worker process.
-    Worker(Replica, ProcessFault),
-    /// The connections from one worker to one server.
+    /// A process of the fleet.
+    Process(Replica, ProcessFault),
+    /// The connections from one process to one server.
     Path(Replica, Kind, NetworkFault),
     /// A server.
     Server(Outage),
@@ -72,6 +72,7 @@ pub(super) enum Role {
     Migration,
     Statistics,
     Collector,
+    Api,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +106,7 @@ pub(super) enum Outage {
 /// What at most one fault at a time affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
-    Worker(Replica),
+    Process(Replica),
     Path(Replica, Kind),
     Server(Kind),
 }
@@ -117,6 +118,12 @@ const FIRST_LONE: [Fault; 3] = [
     Fault::Server(Outage::BrokerKilled),
     Fault::Path(Replica { role: Role::Saver, number: 0 }, Kind::RabbitMq, NetworkFault::Frozen),
 ];
+/// The first overlapping faults, taken from the end: also a short run ends requests in their middle.
+const FIRST_OVERLAPPING: [Fault; 2] = [
+    Fault::Process(FIRST_API, ProcessFault::Drained),
+    Fault::Process(FIRST_API, ProcessFault::Killed),
+];
+const FIRST_API: Replica = Replica { role: Role::Api, number: 0 };
 /// The least number of faults a minute.
 const FAULTS_A_MINUTE: u64 = 8;
 /// How many overlapping faults a round has.
@@ -132,7 +139,7 @@ impl Plan {
     pub fn new(seed: u64, size: Size) -> Self {
         let mut random = Random::new(seed);
         let (mut overlapping_faults, mut lone_faults) =
-            (ShuffledFaults::default(), ShuffledFaults(FIRST_LONE.into()));
+            (ShuffledFaults::overlapping(&mut random), ShuffledFaults(FIRST_LONE.into()));
         let (mut rounds, mut planned) = (Vec::new(), Duration::ZERO);
         let least = size.lasts.as_secs().div_ceil(60) * FAULTS_A_MINUTE;
         while planned < size.lasts || ((rounds.len() * (OVERLAPPING + 1)) as u64) < least {
@@ -176,7 +183,7 @@ impl Round {
 }
 
 impl Replica {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 10] = [
         Self { role: Role::Saver, number: 0 },
         Self { role: Role::Saver, number: 1 },
         Self { role: Role::Migration, number: 0 },
@@ -185,11 +192,19 @@ impl Replica {
         Self { role: Role::Statistics, number: 1 },
         Self { role: Role::Collector, number: 0 },
         Self { role: Role::Collector, number: 1 },
+        Self { role: Role::Api, number: 0 },
+        Self { role: Role::Api, number: 1 },
     ];
 }
 
 impl Role {
-    const ALL: [Self; 4] = [Self::Saver, Self::Migration, Self::Statistics, Self::Collector];
+    const ALL: [Self; 5] =
+        [Self::Saver, Self::Migration, Self::Statistics, Self::Collector, Self::Api];
+
+    /// Whether it has connections to a server.
+    fn uses(self, server: Kind) -> bool {
+        self != Self::Api || server != Kind::Redis
+    }
 
     fn title(self) -> &'static str {
         match self {
@@ -197,6 +212,7 @@ impl Role {
             Self::Migration => "migration worker",
             Self::Statistics => "statistics worker",
             Self::Collector => "dead-letter worker",
+            Self::Api => "API",
         }
     }
 }
@@ -209,7 +225,7 @@ impl Fault {
 
     fn target(self) -> Target {
         match self {
-            Self::Worker(replica, _) => Target::Worker(replica),
+            Self::Process(replica, _) => Target::Process(replica),
             Self::Path(replica, server, _) => Target::Path(replica, server),
             Self::Server(outage) => Target::Server(outage.server()),
         }
@@ -217,9 +233,9 @@ impl Fault {
 
     fn lasts(self, random: &mut Random) -> Duration {
         let (least, most) = match self {
-            Self::Worker(_, ProcessFault::Stopped) => return Duration::from_secs(20),
+            Self::Process(_, ProcessFault::Stopped) => return Duration::from_secs(20),
             // An orchestrator restarts it at once or soon.
-            Self::Worker(_, ProcessFault::Killed | ProcessFault::Drained) => (0, 2_000),
+            Self::Process(_, ProcessFault::Killed | ProcessFault::Drained) => (0, 2_000),
             Self::Path(_, _, NetworkFault::Reset) | Self::Server(Outage::BackendKilled) => {
                 return Duration::ZERO;
             }
@@ -234,8 +250,8 @@ impl Fault {
     /// The same kind of fault, at another replica.
     fn at(self, number: usize) -> Self {
         match self {
-            Self::Worker(replica, process_fault) => {
-                Self::Worker(Replica { number, ..replica }, process_fault)
+            Self::Process(replica, process_fault) => {
+                Self::Process(Replica { number, ..replica }, process_fault)
             }
             Self::Path(replica, server, network_fault) => {
                 Self::Path(Replica { number, ..replica }, server, network_fault)
@@ -287,7 +303,7 @@ impl fmt::Display for Replica {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Worker(replica, process_fault) => write!(
+            Self::Process(replica, process_fault) => write!(
                 f,
                 "{replica}: {}",
                 match process_fault {
@@ -327,10 +343,17 @@ impl fmt::Display for ScheduledFault {
 }
 
 /// Every kind of fault once, in random order; then again.
-#[derive(Default)]
 struct ShuffledFaults(Vec<Fault>);
 
 impl ShuffledFaults {
+    /// The overlapping faults of a run.
+    fn overlapping(random: &mut Random) -> Self {
+        let mut faults = shuffled(random);
+        faults.retain(|fault| !FIRST_OVERLAPPING.contains(fault));
+        faults.extend(FIRST_OVERLAPPING);
+        Self(faults)
+    }
+
     /// Removes and returns the last fault that `suits` accepts; those after it stay for later.
     fn next(&mut self, random: &mut Random, suits: impl Fn(Fault) -> bool) -> Fault {
         let number = random.index(2);
@@ -338,28 +361,33 @@ impl ShuffledFaults {
             if let Some(at) = self.0.iter().rposition(|fault| suits(fault.at(number))) {
                 return self.0.remove(at).at(number);
             }
-            let mut shuffled = kinds(random);
-            for last in (1..shuffled.len()).rev() {
-                shuffled.swap(last, random.index(last + 1));
-            }
-            self.0.splice(..0, shuffled);
+            self.0.splice(..0, shuffled(random));
         }
     }
 }
 
-/// Each process fault of each worker, each network fault to each server (from a random worker), each
+fn shuffled(random: &mut Random) -> Vec<Fault> {
+    let mut faults = kinds(random);
+    for last in (1..faults.len()).rev() {
+        faults.swap(last, random.index(last + 1));
+    }
+    faults
+}
+
+/// Each process fault of each process, each network fault to each server (from a random process that uses it), each
 /// outage.
 fn kinds(random: &mut Random) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Outage::ALL.map(Fault::Server).into();
     for role in Role::ALL {
         let replica = Replica { role, number: 0 };
         for process_fault in [ProcessFault::Killed, ProcessFault::Drained, ProcessFault::Stopped] {
-            faults.push(Fault::Worker(replica, process_fault));
+            faults.push(Fault::Process(replica, process_fault));
         }
     }
     for server in Kind::ALL {
+        let roles: Vec<Role> = Role::ALL.into_iter().filter(|role| role.uses(server)).collect();
         for network_fault in [NetworkFault::Cut, NetworkFault::Frozen, NetworkFault::Reset] {
-            let replica = Replica { role: Role::ALL[random.index(Role::ALL.len())], number: 0 };
+            let replica = Replica { role: *random.one_of(&roles), number: 0 };
             faults.push(Fault::Path(replica, server, network_fault));
         }
     }

@@ -3,7 +3,8 @@
 //! The clock starts when a new connection gets a response to a read and a write from each server. A
 //! replica works when `/readyz` returns 200 and it has done work since then: a saver or a migration
 //! worker has settled a delivery without a requeue; a statistics worker has refreshed the
-//! statistics; a dead-letter worker has counted queues and rows.
+//! statistics; a dead-letter worker has counted queues and rows; a conversation-api has answered a request that publishes
+//! and one that reads.
 
 use std::fmt;
 use std::time::Duration;
@@ -148,6 +149,10 @@ async fn work_done(worker: &Worker, role: Role) -> Result<Vec<f64>, String> {
     let counts = Counts::try_of(worker).await?;
     let settled = |labels: &[_]| counts.sum("verbatim_deliveries_total", labels);
     let counted = |what| counts.sum("verbatim_counted_timestamp_seconds", &[("what", what)]);
+    let answered = |endpoint| {
+        let labels = [("endpoint", endpoint), ("status", "succeeded")];
+        counts.sum("verbatim_http_requests_total", &labels)
+    };
     Ok(match role {
         Role::Saver | Role::Migration => {
             vec![settled(&[]) - settled(&[("outcome", "requeued")])]
@@ -157,5 +162,6 @@ async fn work_done(worker: &Worker, role: Role) -> Result<Vec<f64>, String> {
             vec![counts.sum("verbatim_statistics_refreshed_timestamp_seconds", &[])]
         }
         Role::Collector => vec![counted("queues"), counted("rows")],
+        Role::Api => vec![answered("publish_actions"), answered("read_conversation")],
     })
 }

@@ -1,13 +1,16 @@
-//! Two replicas of each worker, each behind its own proxies, and their restarts.
+//! Two replicas of each process of the fleet, each behind its own proxies, and their restarts.
+
+use std::net::SocketAddr;
 
 use testkit::fleet::Worker;
+use testkit::ports;
 use testkit::process::Signal;
 use testkit::proxy::Proxy;
 use testkit::servers::Kind;
 use tokio::sync::Mutex;
 
 use super::plan::{Replica, Role};
-use crate::{COLLECTOR, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario};
+use crate::{API, ApiServer, COLLECTOR, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario};
 
 pub(super) struct Replicas {
     slots: Vec<Slot>,
@@ -22,10 +25,13 @@ pub(super) struct Slot {
     amqp: Proxy,
     redis: Proxy,
     database: Proxy,
+    /// Where it serves the API, if it does: the same address after each restart.
+    api: Option<SocketAddr>,
 }
 
 impl Replicas {
     pub(super) async fn start(scenario: &Scenario) -> Self {
+        ApiServer::set_up(scenario).await;
         let mut slots = Vec::new();
         for replica in Replica::ALL {
             slots.push(Slot::start(scenario, replica).await);
@@ -38,6 +44,11 @@ impl Replicas {
 
     pub(super) fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// Where the replicas of the conversation-api serve it.
+    pub(super) fn api_addresses(&self) -> Vec<SocketAddr> {
+        self.slots.iter().filter_map(|slot| slot.api).collect()
     }
 
     pub(super) fn slot(&self, replica: Replica) -> &Slot {
@@ -88,14 +99,16 @@ impl Slot {
         let amqp = before(&scenario.amqp_url).await;
         let redis = before(&scenario.redis_url).await;
         let database = before(&scenario.database_url).await;
-        let worker = launch(scenario, replica, &amqp, &redis, &database);
-        Self { replica, worker: Mutex::new(worker), amqp, redis, database }
+        let api = (replica.role == Role::Api).then(|| ([127, 0, 0, 1], ports::free()).into());
+        let settings = settings(scenario, [&amqp, &redis, &database], api);
+        let worker = Mutex::new(launch(scenario, replica.role, &settings));
+        Self { replica, worker, amqp, redis, database, api }
     }
 
     /// Starts a new process in place of one that has ended.
     pub(super) async fn restart(&self, scenario: &Scenario) {
-        let next = launch(scenario, self.replica, &self.amqp, &self.redis, &self.database);
-        *self.worker.lock().await = next;
+        let settings = settings(scenario, [&self.amqp, &self.redis, &self.database], self.api);
+        *self.worker.lock().await = launch(scenario, self.replica.role, &settings);
     }
 
     /// The proxy before a server.
@@ -108,20 +121,36 @@ impl Slot {
     }
 }
 
-fn launch(
+/// The settings of a process: its servers behind these proxies, and where it serves the API.
+fn settings(
     scenario: &Scenario,
-    replica: Replica,
-    amqp: &Proxy,
-    redis: &Proxy,
-    database: &Proxy,
-) -> Worker {
-    let program = match replica.role {
+    [amqp, redis, database]: [&Proxy; 3],
+    api: Option<SocketAddr>,
+) -> Vec<(&'static str, String)> {
+    let (amqp, database) = (amqp.url().to_owned(), database.url().to_owned());
+    let mut settings = vec![("AMQP_URL", amqp)];
+    match api {
+        None => {
+            settings.extend([("REDIS_URL", redis.url().to_owned()), ("DATABASE_URL", database)]);
+        }
+        Some(address) => {
+            settings.extend(ApiServer::access(scenario, &database));
+            settings.push(("VERBATIM_API_LISTEN", address.to_string()));
+            // A lost reply delays the publisher by this, and the recovery that is measured.
+            settings.push(("VERBATIM_DURABLE_WAIT", "2s".to_owned()));
+        }
+    }
+    settings
+}
+
+fn launch(scenario: &Scenario, role: Role, settings: &[(&'static str, String)]) -> Worker {
+    let program = match role {
         Role::Saver => SAVER,
         Role::Migration => MIGRATION,
         Role::Statistics => STATISTICS,
         Role::Collector => COLLECTOR,
+        Role::Api => API,
     };
-    let urls =
-        [("AMQP_URL", amqp.url()), ("REDIS_URL", redis.url()), ("DATABASE_URL", database.url())];
-    scenario.launch(program, &urls)
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    scenario.launch(program, &settings)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::api::ApiRecord;
 use super::plan::Fault;
 use super::recovery::Recovery;
 use crate::Discrepancies;
@@ -26,6 +27,9 @@ pub struct Report {
     pub(super) unfinished: Vec<String>,
     pub(super) discrepancies: Discrepancies,
     pub(super) unexpected_exits: Vec<String>,
+    /// What is wrong with the audit log.
+    pub(super) audit: Vec<String>,
+    pub(super) api: ApiRecord,
 }
 
 /// A fault that was injected.
@@ -63,7 +67,9 @@ impl Report {
             ("conversations with another rating or close reason", outdated.clone()),
             ("misread transcripts during the faults", self.misread_during_faults.clone()),
             ("unfinished work", self.unfinished.clone()),
-            ("workers that exited unexpectedly", self.unexpected_exits.clone()),
+            ("processes that exited unexpectedly", self.unexpected_exits.clone()),
+            ("wrong answers of the API", self.api.wrong.clone()),
+            ("the audit log", self.audit.clone()),
         ];
         kinds.into_iter().filter(|(_, items)| !items.is_empty()).collect()
     }
@@ -121,7 +127,14 @@ impl Report {
             "outdated_conversations": outdated,
             "misread_transcripts_during_faults": self.misread_during_faults,
             "unfinished_work": self.unfinished,
-            "unexpected_worker_exits": self.unexpected_exits,
+            "unexpected_exits": self.unexpected_exits,
+            "http_requests_published": self.api.published,
+            "http_requests_repeated": self.api.repeated,
+            "http_requests_unanswered": self.api.unanswered,
+            "http_requests_refused": self.api.refused,
+            "http_pages_read": self.api.pages,
+            "http_wrong_answers": self.api.wrong,
+            "audit_log": self.audit,
         })
     }
 }
@@ -161,6 +174,12 @@ impl fmt::Display for Report {
             f,
             "{lost} lost, {duplicated} duplicated, {dead_letters} dead letters, {misread} misread \
              transcripts; {repeated} messages without an identity were stored again"
+        )?;
+        let ApiRecord { published, repeated, pages, unanswered, refused, .. } = &self.api;
+        write!(
+            f,
+            "\nHTTP: {published} requests published, {repeated} times again; {pages} pages of conversations read; \
+             {unanswered} requests without an answer, {refused} answered with 429 or 503"
         )?;
         for (kind, items) in self.damage() {
             write!(f, "\n{kind} ({}):", items.len())?;
