@@ -111,10 +111,15 @@ pub(crate) async fn read(
         bytes.extend_from_slice(&chunk);
         let held = share.as_ref().map_or(0, Share::num_permits) * UNIT;
         if bytes.len() > held {
-            let more = memory.take(bytes.len() - held).await?;
-            match &mut share {
-                Some(share) => share.merge(more),
-                None => share = Some(more),
+            match (memory.take(bytes.len() - held).await, &mut share) {
+                (Ok(more), Some(share)) => share.merge(more),
+                (Ok(more), None) => share = Some(more),
+                (Err(busy), _) => {
+                    // Others wait for this memory.
+                    drop((bytes, share));
+                    discard(&mut data, largest).await;
+                    return Err(busy);
+                }
             }
         }
     }

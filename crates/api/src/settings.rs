@@ -137,8 +137,8 @@ pub(crate) struct Settings {
     #[arg(help_heading = "HTTP")]
     pub(crate) max_page_bytes: usize,
 
-    /// Maximum size of the pages of all requests together that one replica holds, until they are sent. Further requests
-    /// wait
+    /// Maximum size of the answers of all requests together that one replica holds, until they are sent: of pages, lists and
+    /// statistics what they may have at most, until they are ready. Further requests wait
     #[arg(long, default_value = "128MiB", value_name = "BYTES", value_parser = bytes)]
     #[arg(help_heading = "HTTP")]
     pub(crate) max_pages_bytes: usize,

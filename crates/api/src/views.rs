@@ -12,4 +12,5 @@ pub(crate) use conversation::{ConversationListView, ConversationPageView, Search
 pub(crate) use dead_letters::{
     DeadLetterDetailView, DeadLetterListView, DiscardBody, DiscardedView, Errors, ReplayedView,
 };
+pub(crate) use message::truncate;
 pub(crate) use totals::{AgentStatsView, TenantStatsView};

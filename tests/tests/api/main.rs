@@ -7,6 +7,7 @@ mod audit;
 mod dead_letters;
 mod isolation;
 mod keys;
+mod memory;
 mod outages;
 mod pooler;
 mod publishing;

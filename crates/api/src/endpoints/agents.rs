@@ -1,6 +1,6 @@
 //! Agents: their statistics.
 
-use super::conversations::totals_request;
+use super::conversations::{LARGEST_STATS, totals_request};
 use crate::audit::Audited;
 use crate::endpoint::{Answer, Call, Rows};
 use crate::parameters as p;
@@ -14,7 +14,8 @@ pub(crate) async fn stats(mut call: Call, rows: Rows) -> Result<Answer, Problem>
     let request = totals_request(&mut call)?;
     let agent = request.agent.clone().unwrap_or_default();
     let tenant = call.tenant()?;
+    let share = call.api.pages.take(LARGEST_STATS).await?;
     let totals = rows.of(&tenant).totals_of_days(&tenant, &request).await?;
     let view = AgentStatsView::new(&tenant, &agent, &request, &totals);
-    Answer::json(&view, Audited::Counted(Some(tenant.clone())))
+    Ok(Answer::json(&view, Audited::Counted(Some(tenant.clone())))?.holding(share))
 }

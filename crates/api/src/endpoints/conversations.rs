@@ -17,16 +17,22 @@ use crate::endpoint::{Answer, Call, Rows};
 use crate::etag::ETag;
 use crate::parameters::{self as p, Order};
 use crate::problem::Problem;
-use crate::views::{ConversationListView, ConversationPageView, Searched, TenantStatsView};
+use crate::views::{self, ConversationListView, ConversationPageView, Searched, TenantStatsView};
 
 /// The most days of a request for statistics.
 const MOST_DAYS: u64 = 366;
+/// The most bytes of a conversation in a list: four ids of 512 bytes, four texts of 256 characters, each of which may have
+/// six bytes as JSON, and the names.
+const LARGEST_ROW: usize = 12 * 1024;
+/// The most bytes of statistics: 366 days, 100 agents and 100 models with their names.
+pub(crate) const LARGEST_STATS: usize = 1024 * 1024;
 /// How many days there are by default.
 const DAYS: u64 = 30;
 
 pub(crate) async fn stats(mut call: Call, rows: Rows) -> Result<Answer, Problem> {
     let request = totals_request(&mut call)?;
     let tenant = call.tenant()?;
+    let share = call.api.pages.take(LARGEST_STATS).await?;
     let database = rows.of(&tenant);
     let (totals, active) = tokio::join!(
         database.totals_of_days(&tenant, &request),
@@ -34,7 +40,7 @@ pub(crate) async fn stats(mut call: Call, rows: Rows) -> Result<Answer, Problem>
     );
     let totals = totals?;
     let view = TenantStatsView::new(&tenant, &request, &totals, active?);
-    Answer::json(&view, Audited::Counted(Some(tenant.clone())))
+    Ok(Answer::json(&view, Audited::Counted(Some(tenant.clone())))?.holding(share))
 }
 
 /// The days, the agent and the model of a request for statistics.
@@ -93,6 +99,8 @@ pub(crate) async fn list(mut call: Call, rows: Rows) -> Result<Answer, Problem> 
             Some(PagePosition { created_at, id: place.id.clone() })
         }
     };
+    // Before anything is read: so the limit holds however many requests there are, and whether their clients read.
+    let share = call.api.pages.take(limit as usize * LARGEST_ROW).await?;
     let (database, after) = (rows.of(&tenant), after.as_ref());
     let page = match &words {
         None => database.conversation_page(&tenant, &filter, after, limit).await?,
@@ -111,7 +119,7 @@ pub(crate) async fn list(mut call: Call, rows: Rows) -> Result<Answer, Problem> 
     });
     let searched = words.map(|_| Searched::Archived);
     let view = ConversationListView::new(&page.conversations, next, searched);
-    Answer::json(&view, Audited::Counted(Some(tenant.clone())))
+    Ok(Answer::json(&view, Audited::Counted(Some(tenant.clone())))?.holding(share))
 }
 
 pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
@@ -146,7 +154,8 @@ pub(crate) async fn full(mut call: Call) -> Result<Answer, Problem> {
     // Before the messages are read: so the limit holds however many requests there are.
     let share = call.api.pages.take(request.max_bytes).await?;
     let page = call.database(&tenant).transcript_page(&key, &request).await?;
-    let page = page.ok_or_else(Problem::not_found)?;
+    let mut page = page.ok_or_else(Problem::not_found)?;
+    page.has_more |= views::truncate(&mut page.messages, request.max_bytes);
     call.api.note_read(&call.caller, page.messages.len());
     let next = page.messages.last().filter(|_| page.has_more).map(|last| {
         let position = last.message.position();

@@ -75,7 +75,9 @@ pub(crate) async fn show(mut call: Call) -> Result<Answer, Problem> {
         subject: named.id.to_string(),
         detail: json!({}),
     };
-    Answer::json(&DeadLetterDetailView::new(&detail, errors(&call)), audited)
+    let answer = Answer::json(&DeadLetterDetailView::new(&detail, errors(&call)), audited)?;
+    let share = call.api.pages.take(answer.bytes().len()).await?;
+    Ok(answer.holding(share))
 }
 
 pub(crate) async fn replay(mut call: Call) -> Result<Answer, Problem> {

@@ -58,6 +58,33 @@ pub(crate) struct MessageView<'a> {
     context_hash: Option<&'a str>,
 }
 
+/// Removes the messages with which those before them have more than so many bytes as JSON, but for the first one; returns
+/// whether there were any. The page that PostgreSQL made has at most as many bytes of text. As JSON a control character has
+/// six.
+pub(crate) fn truncate(messages: &mut Vec<PagedMessage>, most_bytes: usize) -> bool {
+    let mut bytes = 0;
+    let fitting = messages.iter().take_while(|it| {
+        bytes += match &it.message.content {
+            Content::Text(text) => text.bytes().map(json_bytes).sum(),
+            Content::Parts { json, .. } => json.as_str().len(),
+        };
+        bytes <= most_bytes
+    });
+    let fitting = fitting.count().max(1);
+    let is_longer = messages.len() > fitting;
+    messages.truncate(fitting);
+    is_longer
+}
+
+/// How many bytes a byte of a text has in a JSON string.
+fn json_bytes(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..=0x1f => 6,
+        _ => 1,
+    }
+}
+
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum ContentView<'a> {
