@@ -1,5 +1,7 @@
 //! `bench memory`: the peak resident memory of every worker, each time freshly started, under each kind of load; and
-//! the memory limit of its container in `docker-compose.yml`, whose settings it has.
+//! the memory limit of its container in `docker-compose.yml`, whose settings it has. The same for the conversation-api.
+
+mod api;
 
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use crate::say;
 /// The options of `bench memory`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Measure only this worker
+    /// Measure only this worker, or the conversation-api
     #[arg(long)]
     worker: Option<String>,
     /// Print the result as JSON
@@ -117,6 +119,7 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Measured {
     rows: Vec<Row>,
+    api: Option<api::Measured>,
     goals: Vec<Goal>,
 }
 
@@ -124,10 +127,11 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     let compose = std::fs::read_to_string(testkit::place::workspace().join("docker-compose.yml"))?;
     let chosen = |worker: &Process| options.worker.as_deref().is_none_or(|it| it == worker.name());
     let workers: Vec<_> = fleet::WORKERS.into_iter().filter(chosen).collect();
-    if workers.is_empty() {
-        bail!("no worker has this name");
+    let with_api = chosen(&fleet::CONVERSATION_API);
+    if workers.is_empty() && !with_api {
+        bail!("no process has this name");
     }
-    let environment = Environment::open().await?;
+    let environment = Environment::open_with_api().await?;
     let mut rows = Vec::new();
     for worker in workers {
         let container = Container::of(worker.name(), &compose)?;
@@ -142,8 +146,13 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         let (memory, inflight) = (container.memory, inflight.unwrap_or(INFLIGHT));
         rows.push(Row { worker: worker.name(), peaks, container: memory, inflight });
     }
-    let goals = rows.iter().map(Row::largest_body).chain(rows.iter().map(Row::margin)).collect();
-    let measured = Measured { rows, goals };
+    let api = match with_api {
+        true => Some(api::measure(&environment, &compose).await?),
+        false => None,
+    };
+    let goals = rows.iter().map(Row::largest_body).chain(rows.iter().map(Row::margin));
+    let goals = goals.chain(api.as_ref().map(api::Measured::margin)).collect();
+    let measured = Measured { rows, api, goals };
     if options.json {
         say::line(&serde_json::to_string_pretty(&measured)?);
     } else {
@@ -257,7 +266,7 @@ impl Row {
 
 impl Measured {
     fn print(&self) {
-        say::heading("peak resident memory of a freshly started worker, MiB");
+        say::heading("peak resident memory of a freshly started process, MiB");
         goals(&self.goals);
         let [idle, small, large, text, array, headers] = Load::ALL.map(Load::title);
         let titles = ["", idle, small, large, text, array, headers, "largest", "container"];
@@ -279,9 +288,14 @@ impl Measured {
                 container,
             ]);
         }
-        table.print();
-        for line in LEGEND {
-            say::aside(line);
+        if !self.rows.is_empty() {
+            table.print();
+            for line in LEGEND {
+                say::aside(line);
+            }
+        }
+        if let Some(api) = &self.api {
+            api.print();
         }
     }
 }
