@@ -2,6 +2,7 @@
 //! the memory limit of its container in `docker-compose.yml`, whose settings it has. The same for the conversation-api.
 
 mod api;
+mod limits;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use serde::Serialize;
 use testkit::fleet::Worker;
 use tokio::time::{Instant, sleep};
 
+use self::limits::{IDLE, LIMIT, MARGIN, MIB};
 use super::containers::Container;
 use super::environment::{Environment, Fill};
 use super::report::{Goal, Table, goals};
@@ -28,8 +30,6 @@ pub(crate) struct Options {
     json: bool,
 }
 
-const MIB: u64 = 1 << 20;
-
 /// The largest body that RabbitMQ 3.10 accepts by default (`max_message_size` in its `rabbit.app`).
 const LARGEST_BODY: u64 = 128 * MIB;
 
@@ -39,15 +39,7 @@ const INFLIGHT: u64 = 64;
 /// What a worker needs beside its messages, in MiB.
 const BASE: u64 = 64;
 
-/// A container's limit is at least so many times the largest measured number.
-const MARGIN: f64 = 1.25;
-
-/// Timeout of a load.
-const LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
-
-/// How long an idle worker is watched: two counts of the queues, several sweeps for closes.
-const IDLE: Duration = Duration::from_secs(12);
 
 /// What is in the queues of a worker when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -19,7 +19,7 @@ use super::super::containers::Container;
 use super::super::environment::Environment;
 use super::super::report::{Goal, Table};
 use super::super::usage;
-use super::{IDLE, LIMIT, MARGIN, MIB};
+use super::limits::{IDLE, LIMIT, MARGIN, MIB};
 use crate::say;
 
 /// Conversations of the tenant [`LARGE`], each with as many bytes of messages as a page may have (4 MiB).
