@@ -20,6 +20,7 @@ mod plan;
 mod recovery;
 mod replicas;
 mod report;
+mod sessions;
 
 use std::rc::Rc;
 

@@ -18,7 +18,7 @@ use testkit::http::{self, Response};
 use testkit::wait::eventually;
 use tokio::time::{sleep, timeout};
 
-use super::load::{is_deleted, tenant_of};
+use super::sessions::{is_deleted, tenant_of};
 use crate::{AgentAction, LIMIT, Scenario, key_of};
 
 /// Between two requests that no replica answered.

@@ -14,6 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use super::api::{ApiClient, ApiRecord, Order};
 use super::plan::Plan;
+use super::sessions::{
+    CONCURRENT, LENGTH, OVER_HTTP, PUBLISHERS, TENANTS, is_deleted, step, tenant_of,
+};
 use crate::{
     Agent, AgentAction, AsAction as _, PublishedActions, Scenario, TestReader, at, closed, deleted,
     feedback, key_of, message, opened,
@@ -23,13 +26,6 @@ use crate::{
 /// a backlog.
 pub(super) const DONE_LIMIT: Duration = Duration::from_secs(180);
 
-/// Each has its own connection; the last one publishes over HTTP.
-const PUBLISHERS: usize = 5;
-const OVER_HTTP: usize = PUBLISHERS - 1;
-/// Concurrent conversations of a publisher.
-const CONCURRENT: usize = 25;
-/// Messages of a conversation; then its session closes.
-const LENGTH: usize = 100;
 /// One session in so many never closes: its conversation is read from Redis at the end.
 const STAYS_OPEN: usize = 4;
 /// Messages of one publish batch, at most.
@@ -46,8 +42,6 @@ const LISTS: usize = 10;
 const FOREIGN: usize = 7;
 /// Content of a message, in bytes: with its other fields an action has some 500.
 const CONTENT_BYTES: usize = 300;
-/// The tenant of the publishers with connections to RabbitMQ, and that of the publisher over HTTP.
-const TENANTS: [&str; 2] = ["chaos", "chaos-http"];
 /// Messages of a list. Each list of a conversation has one more than the one before.
 const LIST: usize = 20;
 
@@ -253,22 +247,6 @@ fn actions(publisher: usize, n: usize) -> Vec<AgentAction> {
         actions.push(event("close", closed(tenant, &session, &with(2, said))));
     }
     actions
-}
-
-/// The number of a message in the sessions at its place, one after the other. Staggered, so that sessions open and close
-/// throughout the run.
-fn step(n: usize) -> usize {
-    n / CONCURRENT + n % CONCURRENT * LENGTH / CONCURRENT
-}
-
-/// Whether the next message of its session deletes the `n`th message of a publisher.
-pub(super) fn is_deleted(n: usize) -> bool {
-    step(n) % 10 == 4
-}
-
-/// The tenant for which a publisher publishes.
-pub(super) fn tenant_of(publisher: usize) -> &'static str {
-    TENANTS[usize::from(publisher == OVER_HTTP)]
 }
 
 /// A list of a conversation of its own, without ids: half of its messages say the same.
