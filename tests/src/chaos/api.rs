@@ -125,7 +125,9 @@ impl ApiClient {
     async fn publish_together(&mut self, actions: Vec<AgentAction>) -> Vec<AgentAction> {
         self.number += 1;
         let key = format!("{}-{}", self.tenant, self.number);
-        let is_durable = self.number.is_multiple_of(DURABLE);
+        // A message whose deletion overtakes it is refused as `erased`, and 422 would be a correct answer.
+        let is_durable =
+            self.number.is_multiple_of(DURABLE) && !actions.iter().any(has_deleted_message);
         let path = if is_durable { "/api/actions?wait=durable" } else { "/api/actions" };
         let mut bodies: Vec<Value> = actions.into_iter().map(|action| action.body).collect();
         for body in &mut bodies {
@@ -148,7 +150,8 @@ impl ApiClient {
             let replica = first + tries;
             tries += 1;
             let answer = self.request(PUBLISH, replica, "POST", path, &headers, &body).await;
-            answer.ok_or_else(|| format!("{tries} tries"))
+            let wrong = || self.record.borrow().wrong.last().cloned().unwrap_or_default();
+            answer.ok_or_else(|| format!("{tries} tries; the last wrong answer: {}", wrong()))
         })
         .await;
         let mut record = self.record.borrow_mut();
@@ -313,6 +316,13 @@ impl ApiRecord {
             known.extend(id.as_str().map(str::to_owned));
         }
     }
+}
+
+/// Whether one of the messages of an action is deleted by the next one of its session.
+fn has_deleted_message(action: &AgentAction) -> bool {
+    let several = action.body["messages"].as_array().into_iter().flatten();
+    let mut contents = several.chain([&action.body]).map(|body| &body["content"]);
+    contents.any(|it| it.as_str().and_then(publisher_of).is_some_and(|(_, n)| is_deleted(n)))
 }
 
 /// Whether the body has as many bytes as its header says: a process may be killed in the middle.
