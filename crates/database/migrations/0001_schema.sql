@@ -90,6 +90,15 @@ CREATE TABLE sessions (
 
 CREATE INDEX sessions_open ON sessions (tenant_id, session_id) WHERE open;
 
+-- The seed of the hashes under which sessions are locked (`sessions.rs`). The role of the API may not read it.
+CREATE TABLE session_lock_seed (
+    is_only boolean PRIMARY KEY DEFAULT true CHECK (is_only),
+    seed    bigint NOT NULL
+);
+
+INSERT INTO session_lock_seed (seed)
+VALUES (('x' || substr(replace(gen_random_uuid()::text, '-', ''), 17, 16))::bit(64)::bigint);
+
 -- Every session event and feedback, with all that its sender said: `sessions` and `conversations` have only
 -- the result. A close that names no conversation has a row in each conversation that it concerns.
 CREATE TABLE session_events (

@@ -105,7 +105,7 @@ CREATE TABLE api_nonce_history (
 );
 
 INSERT INTO api_nonce_history (identity, complete_since)
-VALUES (verbatim_identity('api_nonce_history'), '-infinity');
+VALUES (verbatim_identity('api_nonces'), '-infinity');
 
 -- HMAC-SHA-256 (RFC 2104) with a key of 32 bytes.
 CREATE FUNCTION verbatim_hmac(key bytea, message text) RETURNS bytea
@@ -130,7 +130,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
 DECLARE
     salt CONSTANT bytea := uuid_send(gen_random_uuid());
     found_key record;
-    current_identity CONSTANT text := verbatim_identity('api_nonce_history');
+    current_identity CONSTANT text := verbatim_identity('api_nonces');
     inserted bigint;
     is_new boolean;
 BEGIN

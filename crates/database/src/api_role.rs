@@ -99,9 +99,6 @@ const SESSION: [(&str, &str); 11] = [
     ("statement_timeout", "30s"),
 ];
 
-/// Only one `verbatim setup` changes roles at a time: two would fail with "tuple concurrently updated".
-const LOCK: i64 = 0x0076_6572_6261_7469;
-
 /// Which of the two roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApiRoleKind {
@@ -156,8 +153,8 @@ impl Database {
     ) -> Result<ApiRoleChange, SchemaError> {
         let done = self
             .in_transaction(async |connection| {
-                sqlx::query("SELECT pg_advisory_xact_lock($1)")
-                    .bind(LOCK)
+                // Only one `verbatim setup` changes roles at a time: two would fail with "tuple concurrently updated".
+                sqlx::query("LOCK TABLE api_tenant_keys IN SHARE ROW EXCLUSIVE MODE")
                     .execute(&mut *connection)
                     .await?;
                 let exists = exists(connection, role).await?;

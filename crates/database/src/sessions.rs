@@ -119,10 +119,8 @@ fn pages<'a, T, K: Ord + 'a>(
     pages
 }
 
-/// The seed of the hashes that are the keys of the advisory locks, an arbitrary number.
-const SESSION_LOCKS: i64 = 7_301;
-
-/// Locks the sessions of a batch, by the hashes of their names. A close that names no conversation and an earlier open of
+/// Locks the sessions of a batch, by the hashes of their names. The seed of the hashes is a secret of the database: every
+/// role may take advisory locks, so whoever knew the hash of a session could keep its events waiting. A close that names no conversation and an earlier open of
 /// the session may be in two transactions, and one of them must see the other. Returns PostgreSQL's time after the
 /// locks: of two transactions with events of one session, the later one has the later time.
 async fn lock_sessions(
@@ -131,13 +129,13 @@ async fn lock_sessions(
 ) -> Result<Timestamp> {
     let rows = sqlx::query(
         "SELECT pg_advisory_xact_lock(name), clock_timestamp() AS now
-         FROM (SELECT DISTINCT hashtextextended(tenant_id || E'\\x01' || session_id, $3) AS name
+         FROM (SELECT DISTINCT hashtextextended(tenant_id || E'\\x01' || session_id, (SELECT seed FROM session_lock_seed))
+                               AS name
                FROM unnest($1::text[], $2::text[]) AS k (tenant_id, session_id)
                ORDER BY name) AS sessions",
     )
     .bind(updates.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
     .bind(updates.iter().map(SessionUpdate::session).collect::<Vec<_>>())
-    .bind(SESSION_LOCKS)
     .fetch_all(connection)
     .await?;
     let last = rows.last().map(|row| row.try_get("now")).transpose()?;
