@@ -4,6 +4,10 @@
 //! without an accepted credential counts for its address, an IPv6 address for its /64. An address may have a burst of them,
 //! and then a number per second. Beyond that PostgreSQL is not asked.
 //!
+//! A question counts when it has ended: many valid keys may come from one address at once, as after a restart. So there may
+//! be more than a burst, as many as requests are under way. Whatever their number, an address waits no longer than after a
+//! burst.
+//!
 //! Several clients may share an address. A request with a remembered key asks nothing, so it is not stopped. A key that
 //! signed a request lately from an address has an allowance of its own there, so other credentials do not stop it. Only who
 //! knows its id and has its address can use that up.
@@ -101,6 +105,7 @@ impl Refusals {
         let now = Instant::now();
         let mut seen = self.seen();
         let whole_at = seen.whole_at.get(&source, now).unwrap_or(now) + self.interval();
+        let whole_at = whole_at.min(now + self.interval() * self.limits.burst.get());
         seen.whole_at.set(source, whole_at, now);
     }
 
@@ -205,7 +210,7 @@ mod tests {
         let questions: Vec<_> = (0..100).map(|_| refusals.ask(address, None)).collect();
         assert!(questions.iter().all(Result::is_ok));
         drop(questions);
-        assert_eq!(refusals.ask(address, None).err(), Some(Duration::from_millis(5_100)));
+        assert_eq!(refusals.ask(address, None).err(), Some(Duration::from_millis(100)));
     }
 
     #[tokio::test(start_paused = true)]

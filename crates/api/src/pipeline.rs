@@ -168,7 +168,7 @@ async fn handle(
 ) -> Result<Response<Body>, Problem> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let peer = peer.map_or(IpAddr::from([0; 16]), |ConnectInfo(peer)| peer.ip());
-    let address = client_address(peer, request.headers(), &api.settings.trusted_proxies);
+    let address = client_address(peer, request.headers(), api.settings.proxies());
     let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
     let signed = (request.method().as_str(), target);
     let credential = Credential::of(request.headers())

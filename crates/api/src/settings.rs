@@ -14,6 +14,7 @@ use service::settings::{
 };
 use stores::ApiLimits;
 
+use crate::client_address::{Proxies, ProxyHeader};
 use crate::tls::TlsFiles;
 
 /// What is between the API and PostgreSQL.
@@ -193,10 +194,20 @@ pub(crate) struct Settings {
     #[arg(long, default_value_t = 10_000, value_name = "NUMBER", help_heading = "Anomalies")]
     pub(crate) anomaly_reads_minimum: u32,
 
-    /// Proxies whose header Forwarded (or X-Forwarded-For) names the client: networks such as 10.0.0.0/8, separated by
-    /// commas. Without them these headers are ignored
+    /// Proxies whose header names the client: networks such as 10.0.0.0/8, separated by commas. Without them such headers
+    /// are ignored
     #[arg(long, value_delimiter = ',', value_name = "CIDR", help_heading = "HTTP")]
     pub(crate) trusted_proxies: Vec<IpNet>,
+
+    /// The header in which these proxies name the client. The other one is ignored: a client may write it
+    #[arg(
+        long,
+        value_enum,
+        default_value = "x-forwarded-for",
+        value_name = "HEADER",
+        help_heading = "HTTP"
+    )]
+    pub(crate) proxy_header: ProxyHeader,
 
     /// Origins of web pages that may call the API from a browser, with their scheme (https), separated by commas;
     /// * allows every origin. Without them browsers allow none
@@ -272,6 +283,11 @@ impl Settings {
             reads_factor: self.anomaly_reads_factor.into(),
             reads_minimum: self.anomaly_reads_minimum.into(),
         }
+    }
+
+    /// The proxies that name their clients.
+    pub(crate) fn proxies(&self) -> Proxies<'_> {
+        Proxies { trusted: &self.trusted_proxies, header: self.proxy_header }
     }
 
     pub(crate) fn authenticator(&self) -> AuthenticatorSettings {
