@@ -211,7 +211,7 @@ mod tests {
     use testkit::TestEnv;
 
     use super::*;
-    use crate::{ApiRole, ApiRoleKind};
+    use crate::{ApiRole, ApiRoleKind, Error};
 
     /// A database with the role, and a function that opens it with one connection.
     async fn role() -> (TestEnv, impl Fn() -> ApiDatabase) {
@@ -248,27 +248,29 @@ mod tests {
         let (env, open) = role().await;
         let api = open();
         let tenant = api.of(&TenantId::new("acme").unwrap());
-        for (name, value, begins_with) in [
-            ("search_path", "pg_temp", false),
-            ("row_security", "off", false),
-            ("statement_timeout", "1ms", false),
-            ("enable_indexscan", "off", false),
-            ("application_name", "another", false),
-            ("TimeZone", "Asia/Kolkata", false),
-            ("verbatim.tenant", "of another", false),
-            // These are read when a transaction begins: they end before the second one.
-            ("default_transaction_read_only", "on", true),
-            ("default_transaction_isolation", "serializable", true),
+        for (name, value) in [
+            ("search_path", "pg_temp"),
+            ("row_security", "off"),
+            ("statement_timeout", "1ms"),
+            ("enable_indexscan", "off"),
+            ("application_name", "another"),
+            ("TimeZone", "Asia/Kolkata"),
+            ("verbatim.tenant", "of another"),
+            ("default_transaction_read_only", "on"),
+            ("default_transaction_isolation", "serializable"),
         ] {
             let before = setting(&tenant, name).await;
             let injected = sqlx::query("SELECT set_config($1, $2, false)").bind(name).bind(value);
             tenant.execute(injected).await.unwrap();
-            if begins_with {
-                setting(&tenant, name).await;
-            }
-            assert_eq!(setting(&tenant, name).await, before, "{name}");
-            assert_eq!(setting(&tenant, "transaction_read_only").await, "off", "{name}");
-            assert_eq!(setting(&tenant, "transaction_isolation").await, "read committed", "{name}");
+            // A transaction that fails does not bring it back.
+            let failing = sqlx::query("SELECT 1 / (SELECT 0)");
+            assert!(tenant.execute(failing).await.is_err());
+            let query = sqlx::query_as(
+                "SELECT current_setting('transaction_read_only'), current_setting('transaction_isolation'), current_setting($1)",
+            );
+            let next: (String, String, String) = tenant.value(query.bind(name)).await.unwrap();
+            let expected = ("off".to_owned(), "read committed".to_owned(), before);
+            assert_eq!(next, expected, "{name}");
         }
         // Also those of no tenant, such as of a key.
         let injected = sqlx::query("SELECT set_config('search_path', 'pg_temp', false)");
@@ -279,6 +281,37 @@ mod tests {
         api.probe().await.unwrap();
         let free = env.psql("SELECT pg_try_advisory_lock(7)").await.unwrap();
         assert_eq!(free, "t");
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_was_cancelled_while_it_began_leaves_nothing_on_its_connection() {
+        let (env, open) = role().await;
+        let api = open();
+        let tenant = api.of(&TenantId::new("acme").unwrap());
+        // The connection is in a transaction that failed, as after a cancel between BEGIN and its end.
+        let failed = tenant
+            .within(async |connection| {
+                let halfway = "BEGIN; SELECT 1 / (SELECT 0); COMMIT; BEGIN";
+                let begun = sqlx::Connection::begin_with(connection, halfway).await;
+                begun.map(drop).map_err(Error::NotBegun)
+            })
+            .await;
+        assert!(failed.is_err());
+        for _ in 0..3 {
+            api.probe().await.unwrap();
+        }
+        // Also of a connection that is found in such a transaction.
+        let found = tenant
+            .within(async |connection| {
+                sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
+                sqlx::raw_sql("SELECT 1 / (SELECT 0)").execute(&mut *connection).await?;
+                Ok(())
+            })
+            .await;
+        assert!(found.is_err());
+        let answers = [api.probe().await.is_ok(), api.probe().await.is_ok()];
+        assert!(answers[1], "{answers:?}");
+        drop(env);
     }
 
     #[tokio::test]

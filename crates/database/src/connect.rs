@@ -258,7 +258,8 @@ impl Database {
     ) -> Result<T> {
         self.within(async |connection| {
             let begin = begin.statements(self.pool.is_of_role());
-            let mut transaction = connection.begin_with(begin).await?;
+            let begun = connection.begin_with(begin).await;
+            let mut transaction = begun.map_err(Error::NotBegun)?;
             if let Some(tenant) = &self.tenant {
                 self.name_tenant(&mut transaction, tenant).await?;
             }
@@ -358,14 +359,18 @@ enum Begin {
 impl Begin {
     /// With a role of the API the session is reset first, in the same round trip: settings and advisory locks of a session
     /// outlive the transaction that took them, so that a statement injected into one request would change or stop the next
-    /// requests on this connection.
+    /// requests on this connection. The reset is a transaction of its own: a rollback of the next one would undo it, and
+    /// PostgreSQL reads some defaults at BEGIN.
     fn statements(self, of_role: bool) -> &'static str {
         match (self, of_role) {
             (Self::ToWrite, false) => "BEGIN",
-            (Self::ToWrite, true) => "BEGIN; RESET ALL; SELECT pg_advisory_unlock_all()",
+            (Self::ToWrite, true) => {
+                "BEGIN; RESET ALL; SELECT pg_advisory_unlock_all(); COMMIT; BEGIN"
+            }
             (Self::Snapshot, false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
             (Self::Snapshot, true) => {
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; RESET ALL; SELECT pg_advisory_unlock_all()"
+                "BEGIN; RESET ALL; SELECT pg_advisory_unlock_all(); COMMIT;
+                 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
             }
         }
     }

@@ -15,6 +15,10 @@ pub enum Error {
     /// PostgreSQL or the connection to it failed.
     #[error("{0}")]
     Database(#[source] sqlx::Error),
+    /// PostgreSQL or the connection to it failed while a transaction was begun, and perhaps in the middle of it: the
+    /// connection is not used again.
+    #[error("{0}")]
+    NotBegun(#[source] sqlx::Error),
     /// No answer within the timeout. Whether a commit took effect is unknown.
     #[error("PostgreSQL did not answer within {0:?}")]
     TimedOut(Duration),
@@ -138,7 +142,8 @@ impl Error {
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed
                 | sqlx::Error::BeginFailed,
-            ) => FailureClass::Unavailable,
+            )
+            | Self::NotBegun(_) => FailureClass::Unavailable,
             Self::Database(_) | Self::TooSlow(_) | Self::Corrupt { .. } => FailureClass::Retryable,
         }
     }
@@ -183,7 +188,7 @@ impl Error {
 
     /// The SQLSTATE with which PostgreSQL refused a statement.
     pub(crate) fn sqlstate(&self) -> Option<Cow<'_, str>> {
-        let Self::Database(error) = self else { return None };
+        let (Self::Database(error) | Self::NotBegun(error)) = self else { return None };
         error.as_database_error()?.code()
     }
 }
@@ -204,7 +209,7 @@ impl From<sqlx::Error> for Error {
 impl From<Error> for sqlx::Error {
     fn from(error: Error) -> Self {
         match error {
-            Error::Database(error) => error,
+            Error::Database(error) | Error::NotBegun(error) => error,
             other => Self::Decode(Box::new(other)),
         }
     }

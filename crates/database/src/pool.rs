@@ -169,10 +169,13 @@ impl Idle {
 }
 
 fn is_broken(error: &Error) -> bool {
+    if let Error::NotBegun(_) = error {
+        return true;
+    }
     match error.sqlstate() {
         // The server ended the connection: connection exception (08), shutdown, crash, startup (57P). Or it does not
-        // have what was prepared on it (26).
-        Some(code) => ["08", "57P", "26"].iter().any(|class| code.starts_with(class)),
+        // have what was prepared on it (26), or it is in a transaction that failed or should not be there (25P).
+        Some(code) => ["08", "57P", "26", "25P"].iter().any(|class| code.starts_with(class)),
         None => error.class() == FailureClass::Unavailable,
     }
 }
