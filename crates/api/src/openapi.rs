@@ -42,7 +42,7 @@ fn document() -> Value {
         "info": {
             "title": "Verbatim",
             "version": service::VERSION,
-            "summary": "Conversations of AI agents and their users: read them, and their statistics",
+            "summary": "Conversations of AI agents and their users: reads them and their statistics, publishes actions, handles dead letters",
             "description": "Times are RFC 3339 in UTC with microseconds. The tenant of a request is that of its key. What \
                             belongs to another tenant is answered as what does not exist. Errors are RFC 9457 problems.",
         },

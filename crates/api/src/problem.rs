@@ -60,9 +60,11 @@ impl Kind {
             Self::TenantRequired => {
                 (StatusCode::BAD_REQUEST, "tenant-required", "The request must name a tenant")
             }
-            Self::Unauthenticated => {
-                (StatusCode::UNAUTHORIZED, "unauthenticated", "The request has no valid API key")
-            }
+            Self::Unauthenticated => (
+                StatusCode::UNAUTHORIZED,
+                "unauthenticated",
+                "The request has no valid key or signature",
+            ),
             Self::Forbidden => (
                 StatusCode::FORBIDDEN,
                 "forbidden",
@@ -75,7 +77,7 @@ impl Kind {
                 "This path has no such method",
             ),
             Self::Conflict => {
-                (StatusCode::CONFLICT, "conflict", "What is stored contradicts the request")
+                (StatusCode::CONFLICT, "conflict", "What is stored does not allow the request")
             }
             Self::TooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body of the request is too large")
@@ -237,7 +239,8 @@ impl From<&database::Error> for Problem {
     fn from(error: &database::Error) -> Self {
         let problem = match error.class() {
             _ if error.is_missing_privilege() => {
-                let detail = "the role of the API in PostgreSQL is not set up; its operator has to run `verbatim setup`";
+                let detail = "PostgreSQL does not accept this API: its role is not set up, or `verbatim setup` ran with \
+                              another API_SECRET. The operator has to run `verbatim setup` with the secret of the API";
                 Self::new(Kind::Unavailable, detail).retry_after(SOON)
             }
             FailureClass::Unavailable | FailureClass::Transient => {

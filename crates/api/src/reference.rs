@@ -8,9 +8,10 @@ mod schemas;
 
 use std::sync::LazyLock;
 
+use axum::http::Method;
 use serde_json::{Map, Value};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Publishes};
 use crate::endpoints::ENDPOINTS;
 use crate::openapi;
 use crate::reference::html::{escaped, put, text};
@@ -143,14 +144,20 @@ fn example(document: &Value, endpoint: &Endpoint, body: &Value) -> String {
     };
     let path: String = endpoint.path.split(['{', '}']).enumerate().map(in_path).collect();
     let mut call = format!("curl -H \"Authorization: Bearer $KEY\" \"$URL{path}\"");
-    if !body.is_null() {
+    if body.is_null() {
+        if endpoint.method != Method::GET {
+            put(&mut call, format_args!(" -X {}", endpoint.method));
+        }
+    } else {
         let objects = objects(document, body);
         let sent = Value::Object(objects.first().map(|it| sent(it.schema)).unwrap_or_default());
+        let key = match endpoint.publishes {
+            Publishes::Yes => " -H 'Idempotency-Key: ID'",
+            Publishes::No => "",
+        };
         put(
             &mut call,
-            format_args!(
-                " \\\n     -H 'Content-Type: application/json' -H 'Idempotency-Key: ID' \\\n     -d '{sent}'"
-            ),
+            format_args!(" \\\n     -H 'Content-Type: application/json'{key} \\\n     -d '{sent}'"),
         );
     }
     call
@@ -227,6 +234,9 @@ mod tests {
                 assert!(section.contains(&format!("<dt>{}</dt>", status.as_u16())), "{status}");
             }
             assert!(section.contains("<pre>curl "), "{}", endpoint.name);
+            // With a body curl sends POST by itself.
+            let is_post = section.contains(" -X POST") || section.contains(" -d '");
+            assert_eq!(is_post, endpoint.method == Method::POST, "{}", endpoint.name);
         }
         assert!(PAGE.contains("integer, 1 to 200, default <code>50</code>"));
         assert!(PAGE.contains("string, 1 to 512 characters"));

@@ -52,6 +52,8 @@ pub(crate) struct DeadLetterView<'a> {
     field: Option<&'a str>,
     /// The error.
     error: &'a str,
+    /// The tenant, if the action names one that can be read.
+    tenant_id: Option<&'a str>,
     /// The action's conversation, if it names one.
     conversation_id: Option<&'a str>,
     /// The action's session.
@@ -229,6 +231,7 @@ impl<'a> DeadLetterView<'a> {
             reason: &it.reason,
             field: it.field.as_deref(),
             error: if is_internal && errors == Errors::OfActions { INTERNAL } else { &it.error },
+            tenant_id: it.tenant_id.as_deref(),
             conversation_id: it.conversation_id.as_deref(),
             session_id: it.session_id.as_deref(),
             message_id: it.message_id.as_deref(),
