@@ -89,7 +89,8 @@ fn llms() -> String {
          > Conversations of AI agents and their users, stored word for word. This API reads them and their \
          statistics, publishes actions, and handles dead letters.\n\n\
          Every request needs a key: `Authorization: Bearer vbt_…`. The tenant is that of the key; the key of an operator \
-         adds `?tenant_id=`. A program that must not send its secret signs its requests: `securitySchemes` of /openapi.json. Errors are RFC 9457 problems (`application/problem+json`) that name each faulty parameter. \
+         adds `?tenant_id=`. A program that must not send its secret signs its requests: `securitySchemes` of \
+         /openapi.json. Errors are RFC 9457 problems (`application/problem+json`) that name each faulty parameter. \
          Lists come in pages: repeat the request with `cursor` set to `next` of the answer until `next` is null.\n\n\
          ## Endpoints\n\n",
     );

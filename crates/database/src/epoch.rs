@@ -155,7 +155,9 @@ impl Database {
     pub async fn invalidate_hot_copies(&self, actor: &Actor, new_epoch: i64) -> Result<()> {
         let query = sqlx::query(
             "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch),
-                  nonces AS (UPDATE api_nonce_history SET complete_since = clock_timestamp())
+                  nonces AS (INSERT INTO api_nonce_history AS h (identity, complete_since)
+                             VALUES (verbatim_identity('api_nonces'), clock_timestamp())
+                             ON CONFLICT (is_only) DO UPDATE SET complete_since = excluded.complete_since)
              INSERT INTO audit_log (actor, action, subject)
              SELECT $2, 'hot_copies.invalidate', $3 FROM changed",
         )

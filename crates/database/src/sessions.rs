@@ -120,7 +120,8 @@ fn pages<'a, T, K: Ord + 'a>(
 }
 
 /// Locks the sessions of a batch, by the hashes of their names. The seed of the hashes is a secret of the database: every
-/// role may take advisory locks, so whoever knew the hash of a session could keep its events waiting. A close that names no conversation and an earlier open of
+/// role may take advisory locks, so whoever knew the hash of a session could keep its events waiting. Without a seed the
+/// sessions are locked nevertheless. A close that names no conversation and an earlier open of
 /// the session may be in two transactions, and one of them must see the other. Returns PostgreSQL's time after the
 /// locks: of two transactions with events of one session, the later one has the later time.
 async fn lock_sessions(
@@ -129,7 +130,8 @@ async fn lock_sessions(
 ) -> Result<Timestamp> {
     let rows = sqlx::query(
         "SELECT pg_advisory_xact_lock(name), clock_timestamp() AS now
-         FROM (SELECT DISTINCT hashtextextended(tenant_id || E'\\x01' || session_id, (SELECT seed FROM session_lock_seed))
+         FROM (SELECT DISTINCT hashtextextended(tenant_id || E'\\x01' || session_id,
+                                                coalesce((SELECT seed FROM session_lock_seed), 0))
                                AS name
                FROM unnest($1::text[], $2::text[]) AS k (tenant_id, session_id)
                ORDER BY name) AS sessions",
@@ -399,9 +401,61 @@ fn user(event: &SessionEvent) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use domain::action::{ActionKind, ConversationSource, TimeSource};
+    use domain::ids::{MessageId, SessionId};
     use proptest::prelude::*;
+    use testkit::TestEnv;
 
     use super::*;
+    use crate::{Database, Settings};
+
+    #[tokio::test]
+    async fn a_session_is_locked_under_a_secret_hash_and_also_where_the_secret_is_missing() {
+        let env = TestEnv::new().await;
+        let database = Database::open(&Settings {
+            url: env.database_url.clone(),
+            application: "test".to_owned(),
+            connections: 1,
+            time_out: Duration::from_secs(10),
+            lock_time_out: Duration::from_secs(1),
+        });
+        let database = database.unwrap();
+        database.migrate(|| {}).await.unwrap();
+        let key = ConversationKey::parse("acme", "c").unwrap();
+        let event = SessionEvent {
+            id: MessageId::new("e").unwrap(),
+            kind: ActionKind::SessionOpened,
+            session: SessionId::new("s").unwrap(),
+            created_at: Timestamp::EARLIEST,
+            received_at: Timestamp::EARLIEST,
+            reason: None,
+            satisfaction: None,
+            user_id: None,
+            agent_id: None,
+            model_name: None,
+            tenant_tier: None,
+            metadata: None,
+        };
+        let event = Arc::new(event);
+        let update = SessionUpdate::new(key, ConversationSource::Explicit, TimeSource::Body, event);
+        // The locks of the transaction, and whether one is of the hash that everybody can compute.
+        let locked = async || {
+            let updates = [update.clone()];
+            let locks = async |connection: &mut PgConnection| {
+                lock_sessions(connection, &updates).await?;
+                let query = "SELECT count(*), coalesce(bool_or(
+                                 (classid::bigint << 32 | objid::bigint) = hashtextextended('acme' || E'\\x01' || 's', 0)), false)
+                             FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+                Ok(sqlx::query_as::<_, (i64, bool)>(query).fetch_one(connection).await?)
+            };
+            database.in_transaction(locks).await.unwrap()
+        };
+        assert_eq!(locked().await, (1, false));
+        env.psql("DELETE FROM session_lock_seed").await.unwrap();
+        assert_eq!(locked().await, (1, true));
+    }
 
     proptest! {
         #[test]

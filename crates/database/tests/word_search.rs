@@ -113,6 +113,21 @@ async fn frequent_and_rare_words_are_found_once_each_in_pages_that_end_in_time()
     let (found, pages) = archive.walk("word0", &none, Duration::ZERO).await;
     assert_eq!((found, pages as i64), (vec!["c0".to_owned()], BLOCKS / 60 + 2));
 
+    // What is stored about the number of blocks changes the look-ups, and never what they find.
+    for counts in [
+        "UPDATE conversation_word_days SET blocks = 1000000 * blocks",
+        "DELETE FROM conversation_word_days WHERE extract(day FROM day) > 4",
+        "DELETE FROM conversation_word_days",
+    ] {
+        archive.env.psql(counts).await.unwrap();
+        assert_eq!(
+            archive.walk("common", &none, LONG).await.0.len() as i64,
+            BLOCKS + 1,
+            "{counts}"
+        );
+        assert_eq!(archive.walk("word0", &none, LONG).await.0, ["c0"], "{counts}");
+    }
+
     let of_user = PageFilter { user: Some("u7".to_owned()), ..PageFilter::default() };
     let (found, _) = archive.walk("common", &of_user, LONG).await;
     assert_eq!(found.len(), 120);
