@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use conversation::{Deleted, Swept, ToSave};
 use domain::action::Action;
 use domain::failure::{Done, Outcome};
@@ -9,17 +12,29 @@ use fixtures::{
     Replica, action, at_once, closed, closer, ids, key, refresh, sql, stores, sweep, to_save,
 };
 use serde_json::json;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
 
 const ERASED: Outcome = Ok(Done::Erased);
 
 async fn delete(replica: &Replica, action_id: &str, message: &str) -> Deleted {
-    let body = json!({
-        "action_type": "conversation.delete_message", "tenant_id": "acme", "session_id": "s",
-        "action_id": action_id, "message_id": message,
+    delete_all(replica, &[("s", action_id, message)]).await[0]
+}
+
+/// Deletes messages in one batch: the session, the id of the action and the message of each.
+async fn delete_all(replica: &Replica, deletions: &[(&str, &str, &str)]) -> Vec<Deleted> {
+    let actions = deletions.iter().map(|(session, action_id, message)| {
+        let body = json!({
+            "action_type": "conversation.delete_message", "tenant_id": "acme", "session_id": session,
+            "action_id": action_id, "message_id": message,
+        });
+        let Action::DeleteMessage(common, payload) = action(&body) else { panic!("a deletion") };
+        (common, payload.message_id)
     });
-    let Action::DeleteMessage(common, payload) = action(&body) else { panic!("a deletion") };
-    let deleted = replica.deletions.delete(&[(&common, &payload.message_id)]).await.unwrap();
-    deleted.into_iter().next().unwrap().unwrap()
+    let actions: Vec<_> = actions.collect();
+    let deletions: Vec<_> = actions.iter().map(|(common, message)| (common, message)).collect();
+    let deleted = replica.deletions.delete(&deletions).await.unwrap();
+    deleted.into_iter().map(Result::unwrap).collect()
 }
 
 async fn save(replica: &Replica, id: &str, extra: serde_json::Value) -> Outcome {
@@ -79,6 +94,104 @@ async fn of_two_deletions_at_once_one_is_carried_out() {
         let mut both = [format!("{one:?}"), format!("{two:?}")];
         both.sort();
         assert_eq!(both, ["ByAnother", "Now"]);
+    }
+}
+
+#[tokio::test]
+async fn deletions_of_one_batch_are_carried_out_like_single_ones() {
+    let (env, replica) = stores().await;
+    let call = json!([{"id": "a", "type": "function"}, {"id": "b", "type": "function"}]);
+    for session in ["one by one", "together"] {
+        let messages = [
+            ("m1", json!({})),
+            ("ask", json!({"role": "assistant", "tool_calls": call})),
+            ("a", json!({"role": "tool", "tool_call_id": "a"})),
+            ("b", json!({"role": "tool", "tool_call_id": "b"})),
+            ("gone", json!({})),
+        ];
+        let messages = messages.map(|(id, mut fields)| {
+            fields["content"] = format!("text of {id}").into();
+            to_save(session, id, &fields)
+        });
+        replica.save(&messages).await;
+        delete_all(&replica, &[(session, "d0", "gone")]).await;
+    }
+    let deletions = [
+        ("d2", "m1"),
+        ("d1", "m1"),
+        ("d2", "m1"),
+        ("d3", "unknown"),
+        ("d4", "a"),
+        ("d5", "gone"),
+        ("d0", "gone"),
+        ("d6", "ask"),
+        ("d6", "b"),
+    ];
+    let of = |session| deletions.map(|(action, message)| (session, action, message));
+    let mut one_by_one = Vec::new();
+    for deletion in of("one by one") {
+        one_by_one.extend(delete_all(&replica, &[deletion]).await);
+    }
+    let together = delete_all(&replica, &of("together")).await;
+    assert_eq!(together, one_by_one);
+    use Deleted::{Before, ByAnother, Now};
+    assert_eq!(together, [Now, ByAnother, Before, Now, Now, ByAnother, Before, Now, Now]);
+    let stored = async |session: &str| {
+        let stored = format!(
+            "SELECT string_agg(concat_ws('|', m.id, m.content, m.tool_calls::text, m.tool_call_id, m.deleted_by, t.tokens), ', '
+                               ORDER BY m.id)
+             FROM conversations c JOIN message_rows m ON m.conversation = c.number
+             LEFT JOIN message_tokens t ON t.conversation = m.conversation AND t.id = m.id
+             WHERE c.id = '{}'",
+            key(session).conversation
+        );
+        sql(&env, &stored).await
+    };
+    let expected = "a||d4|0, ask||d6|0, b||d6|0, gone||d0|0, m1||d2|0, unknown||d3";
+    assert_eq!(stored("one by one").await, expected);
+    assert_eq!(stored("together").await, expected);
+}
+
+#[tokio::test]
+async fn deleting_fifty_messages_takes_as_many_statements_as_deleting_two() {
+    let statements = Statements::default();
+    // As in `reading.rs`: with a second dispatcher, tracing-core (0.1) asks this one for call sites that another test
+    // reaches first.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let subscriber = tracing_subscriber::registry().with(statements.clone());
+    let _subscriber = tracing::subscriber::set_default(subscriber);
+    let (_env, replica) = stores().await;
+    let ids: Vec<String> = (0..54).map(|n| format!("m{n}")).collect();
+    let messages: Vec<_> = ids.iter().map(|id| to_save("s", id, &json!({}))).collect();
+    replica.save(&messages).await;
+    let deletions: Vec<_> = ids.iter().map(|id| ("s", "d", id.as_str())).collect();
+    let mut counts = Vec::new();
+    // The first batch also makes a connection.
+    for batch in [&deletions[..2], &deletions[2..4], &deletions[4..]] {
+        let before = statements.count();
+        let deleted = delete_all(&replica, batch).await;
+        assert!(deleted.iter().all(|it| *it == Deleted::Now), "{deleted:?}");
+        counts.push(statements.count() - before);
+    }
+    assert!(counts[1] > 3, "statements are counted: {counts:?}");
+    assert_eq!(counts[1], counts[2]);
+}
+
+/// Counts the statements that are sent to PostgreSQL on this thread.
+#[derive(Clone, Default)]
+struct Statements(Arc<AtomicUsize>);
+
+impl Statements {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Statements {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == "sqlx::query" {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! cost for other saves. What answers a deleted tool call, or called for a deleted result, becomes a stub, so that no
 //! reader gets half of a pair.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use domain::ids::{ConversationKey, MessageId, SessionId};
@@ -74,14 +74,27 @@ impl Database {
     ) -> Result<Vec<Deleted>> {
         self.in_transaction(async |connection| {
             let numbers = locked(connection, deletions, random).await?;
-            // Sorted, as saves are: two transactions cannot deadlock.
-            let mut sorted: Vec<usize> = (0..deletions.len()).collect();
-            sorted.sort_by_key(|n| (&deletions[*n].key, &deletions[*n].message));
-            let mut outcomes = vec![Deleted::Now; deletions.len()];
-            for n in sorted {
-                let number = numbers.get(&deletions[n].key).ok_or_else(contended)?.number;
-                outcomes[n] = delete(connection, number, &deletions[n]).await?;
+            let of = |it: &Deletion| numbers.get(&it.key).map(|it| it.number).ok_or_else(contended);
+            // Sorted, as saves are: two transactions cannot deadlock. The first deletion of each message is carried out.
+            let mut firsts = BTreeMap::new();
+            for deletion in deletions {
+                firsts.entry((of(deletion)?, deletion.message.as_str())).or_insert(deletion);
             }
+            let deleted_before = delete(connection, &firsts).await?;
+            let outcomes = deletions.iter().map(|deletion| {
+                let message = (of(deletion)?, deletion.message.as_str());
+                let first = firsts.get(&message).ok_or_else(contended)?;
+                let (is_first, first) =
+                    (std::ptr::eq(*first, deletion), Some(first.action.as_str()));
+                let deleted_by = match deleted_before.get(&message) {
+                    Some(before) => before.as_deref(),
+                    None if is_first => return Ok(Deleted::Now),
+                    None => first,
+                };
+                let is_same = deleted_by == Some(deletion.action.as_str());
+                Ok(if is_same { Deleted::Before } else { Deleted::ByAnother })
+            });
+            let outcomes = outcomes.collect::<Result<Vec<_>>>()?;
             let changed: BTreeMap<_, _> = deletions
                 .iter()
                 .zip(&outcomes)
@@ -132,93 +145,187 @@ async fn locked<'a>(
     lock_or_insert(connection, &conversations, random).await
 }
 
-/// Whether the row is a deleted message, the action that deleted it, and of another one its calls and the call that it
-/// answers.
-type Found = (bool, Option<String>, Option<String>, Option<String>);
+/// A message: the number of its conversation, and its id.
+type MessageKey<'a> = (i64, &'a str);
 
-async fn delete(
-    connection: &mut PgConnection,
+/// A row of a message that is to be deleted, locked.
+struct Found {
+    /// The action that deleted it, if it is a deleted message.
+    deleted_by: Option<String>,
+    is_deleted: bool,
+    /// Where the row is. It stays there while it is locked.
+    place: String,
+    has_calls: bool,
+    /// The call that it answers.
+    answers: Option<String>,
+}
+
+/// What is left of a tool call whose other half was deleted.
+struct OtherHalves {
     conversation: i64,
-    deletion: &Deletion,
-) -> Result<Deleted> {
+    /// The call that a deleted message answered.
+    answered: Option<String>,
+    /// The calls of a deleted message.
+    calls: Vec<String>,
+}
+
+/// Deletes messages, with a number of statements that does not grow with them. Those with tool calls or results need
+/// some more. Returns those that had been deleted before, with the action that did.
+async fn delete<'a>(
+    connection: &mut PgConnection,
+    deletions: &BTreeMap<MessageKey<'a>, &'a Deletion>,
+) -> Result<BTreeMap<MessageKey<'a>, Option<String>>> {
+    let (mut open, mut deleted_before) = (deletions.clone(), BTreeMap::new());
     for _ in 0..ROUNDS {
-        let found: Option<Found> = sqlx::query_as(
-            "SELECT created_at IS NULL, deleted_by, tool_calls::text, tool_call_id FROM message_rows
-             WHERE conversation = $1 AND id = $2 FOR UPDATE",
-        )
-        .bind(conversation)
-        .bind(deletion.message.as_str())
-        .fetch_optional(&mut *connection)
-        .await?;
-        match found {
-            Some((true, by, ..)) => {
-                let is_same = by.as_deref() == Some(deletion.action.as_str());
-                return Ok(if is_same { Deleted::Before } else { Deleted::ByAnother });
-            }
-            Some((false, _, calls, answers)) => {
-                store(connection, conversation, deletion).await?;
-                count_as_empty(connection, conversation, &[deletion.message.as_str()]).await?;
-                if let Some(call) = answers {
-                    stub_callers(connection, conversation, &call).await?;
-                }
-                if let Some(calls) = calls.and_then(|calls| Json::parse(calls).ok()) {
-                    stub_results(connection, conversation, call_ids(&calls)).await?;
-                }
-                return Ok(Deleted::Now);
-            }
-            None if store(connection, conversation, deletion).await? => return Ok(Deleted::Now),
-            // Stored meanwhile.
-            None => {}
+        let (deleted, live): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            find(connection, &open).await?.into_iter().partition(|(_, row)| row.is_deleted);
+        open.retain(|message, _| !deleted.contains_key(message));
+        deleted_before.extend(deleted.into_iter().map(|(message, row)| (message, row.deleted_by)));
+        let mut halves = Vec::new();
+        for (message, row) in &live {
+            halves.extend(other_halves(connection, *message, row).await?);
         }
+        remove(connection, &live).await?;
+        store(connection, &mut open).await?;
+        count_as_empty(connection, &live.into_keys().collect::<Vec<_>>()).await?;
+        for OtherHalves { conversation, answered, calls } in halves {
+            if let Some(call) = answered {
+                stub_callers(connection, conversation, &call).await?;
+            }
+            if !calls.is_empty() {
+                stub_results(connection, conversation, calls).await?;
+            }
+        }
+        if open.is_empty() {
+            return Ok(deleted_before);
+        }
+        // What is left was stored meanwhile.
     }
     Err(contended())
 }
 
-/// Stores that the message is deleted. Returns whether it did: a message that is stored meanwhile is not changed.
+/// Finds and locks the rows of these messages.
+async fn find<'a>(
+    connection: &mut PgConnection,
+    messages: &BTreeMap<MessageKey<'a>, &'a Deletion>,
+) -> Result<BTreeMap<MessageKey<'a>, Found>> {
+    if messages.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    // LATERAL, so that the plan does not depend on table statistics: one look-up for each, in this order.
+    let rows: Vec<(i64, bool, Option<String>, String, bool, Option<String>)> = sqlx::query_as(
+        "SELECT k.n, m.is_deleted, m.deleted_by, m.place, m.has_calls, m.tool_call_id
+         FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS k (conversation, id, n)
+         CROSS JOIN LATERAL (SELECT created_at IS NULL AS is_deleted, deleted_by, ctid::text AS place,
+                                    tool_calls IS NOT NULL AS has_calls, tool_call_id
+                             FROM message_rows m
+                             WHERE m.conversation = k.conversation AND m.id = k.id
+                             FOR UPDATE) AS m
+         ORDER BY k.n",
+    )
+    .bind(messages.keys().map(|(conversation, _)| *conversation).bind_iter())
+    .bind(messages.keys().map(|(_, id)| *id).bind_iter())
+    .fetch_all(connection)
+    .await?;
+    let keys: Vec<MessageKey<'a>> = messages.keys().copied().collect();
+    let found =
+        rows.into_iter().filter_map(|(n, is_deleted, deleted_by, place, has_calls, answers)| {
+            let key = keys.get(usize::try_from(n - 1).ok()?)?;
+            Some((*key, Found { deleted_by, is_deleted, place, has_calls, answers }))
+        });
+    Ok(found.collect())
+}
+
+/// The other halves of the tool calls of a message that is about to be deleted.
+async fn other_halves(
+    connection: &mut PgConnection,
+    (conversation, id): MessageKey<'_>,
+    row: &Found,
+) -> Result<Option<OtherHalves>> {
+    let mut calls = Vec::new();
+    // One message at a time: together their calls may be large.
+    if row.has_calls {
+        let text: Option<(String,)> = sqlx::query_as(
+            "SELECT tool_calls::text FROM message_rows WHERE conversation = $1 AND id = $2 AND tool_calls IS NOT NULL",
+        )
+        .bind(conversation)
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
+        calls = text
+            .and_then(|(text,)| Json::parse(text).ok())
+            .map_or_else(Vec::new, |it| call_ids(&it));
+    }
+    let answered = row.answers.clone();
+    let has_other_half = answered.is_some() || !calls.is_empty();
+    Ok(has_other_half.then_some(OtherHalves { conversation, answered, calls }))
+}
+
+/// Removes the rows of messages.
+async fn remove(
+    connection: &mut PgConnection,
+    rows: &BTreeMap<MessageKey<'_>, Found>,
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let places: Vec<&str> = rows.values().map(|row| row.place.as_str()).collect();
+    sqlx::query("DELETE FROM message_rows WHERE ctid = ANY ($1::text[]::tid[])")
+        .bind(places)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Stores that messages are deleted, and takes these deletions out. A message that was stored meanwhile is not changed.
 async fn store(
     connection: &mut PgConnection,
-    conversation: i64,
-    deletion: &Deletion,
-) -> Result<bool> {
-    sqlx::query(
-        "DELETE FROM message_rows WHERE conversation = $1 AND id = $2 AND created_at IS NOT NULL",
-    )
-    .bind(conversation)
-    .bind(deletion.message.as_str())
-    .execute(&mut *connection)
-    .await?;
-    let stored = sqlx::query(
+    open: &mut BTreeMap<MessageKey<'_>, &Deletion>,
+) -> Result<()> {
+    if open.is_empty() {
+        return Ok(());
+    }
+    let all = || open.values();
+    let stored: Vec<(i64, String)> = sqlx::query_as(
         "INSERT INTO message_rows (conversation, id, received_at, role, content, body_hash, user_id, agent_id, model_name,
                                    metadata, deleted_by, deleted_at)
-         VALUES ($1, $2, $3, '', '', '', $4, $5, $6, $7::json, $8, $9)
-         ON CONFLICT (conversation, id) DO NOTHING",
+         SELECT conversation, id, received_at, '', '', '', user_id, agent_id, model_name, metadata::json, deleted_by,
+                deleted_at
+         FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                     $9::timestamptz[])
+              AS k (conversation, id, received_at, user_id, agent_id, model_name, metadata, deleted_by, deleted_at)
+         ON CONFLICT (conversation, id) DO NOTHING
+         RETURNING conversation, id",
     )
-    .bind(conversation)
-    .bind(deletion.message.as_str())
-    .bind(DateTime::<Utc>::from(deletion.received_at))
-    .bind(&deletion.user_id)
-    .bind(&deletion.agent_id)
-    .bind(&deletion.model_name)
-    .bind(deletion.metadata.as_ref().map(Json::as_str))
-    .bind(deletion.action.as_str())
-    .bind(DateTime::<Utc>::from(deletion.deleted_at))
-    .execute(connection)
+    .bind(open.keys().map(|(conversation, _)| *conversation).bind_iter())
+    .bind(open.keys().map(|(_, id)| *id).bind_iter())
+    .bind(all().map(|it| DateTime::<Utc>::from(it.received_at)).bind_iter())
+    .bind(all().map(|it| it.user_id.as_deref()).bind_iter())
+    .bind(all().map(|it| it.agent_id.as_deref()).bind_iter())
+    .bind(all().map(|it| it.model_name.as_deref()).bind_iter())
+    .bind(all().map(|it| it.metadata.as_ref().map(Json::as_str)).bind_iter())
+    .bind(all().map(|it| it.action.as_str()).bind_iter())
+    .bind(all().map(|it| DateTime::<Utc>::from(it.deleted_at)).bind_iter())
+    .fetch_all(connection)
     .await?;
-    Ok(stored.rows_affected() == 1)
+    let stored: BTreeSet<(i64, &str)> =
+        stored.iter().map(|(conversation, id)| (*conversation, id.as_str())).collect();
+    open.retain(|message, _| !stored.contains(message));
+    Ok(())
 }
 
 /// The tokens of these messages are counted: none.
-async fn count_as_empty(
-    connection: &mut PgConnection,
-    conversation: i64,
-    ids: &[&str],
-) -> Result<()> {
+async fn count_as_empty(connection: &mut PgConnection, messages: &[MessageKey<'_>]) -> Result<()> {
+    if messages.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
-        "INSERT INTO message_tokens (conversation, id, tokens) SELECT $1, id, 0 FROM unnest($2::text[]) AS k (id)
+        "INSERT INTO message_tokens (conversation, id, tokens)
+         SELECT conversation, id, 0 FROM unnest($1::bigint[], $2::text[]) AS k (conversation, id)
          ON CONFLICT (conversation, id) DO UPDATE SET tokens = 0",
     )
-    .bind(conversation)
-    .bind(ids)
+    .bind(messages.iter().map(|(conversation, _)| *conversation).bind_iter())
+    .bind(messages.iter().map(|(_, id)| *id).bind_iter())
     .execute(connection)
     .await?;
     Ok(())
@@ -294,8 +401,9 @@ async fn stub_results(
     .bind(&calls)
     .fetch_all(&mut *connection)
     .await?;
-    let ids: Vec<&str> = emptied.iter().map(|(id,)| id.as_str()).collect();
-    count_as_empty(connection, conversation, &ids).await
+    let emptied: Vec<MessageKey<'_>> =
+        emptied.iter().map(|(id,)| (conversation, id.as_str())).collect();
+    count_as_empty(connection, &emptied).await
 }
 
 /// Gives conversations new generations. Those that are closing or archived are closed again, at once and without
