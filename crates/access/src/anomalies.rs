@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::refusals::network;
+
 /// The thresholds.
 #[derive(Debug, Clone, Copy)]
 pub struct AnomalySettings {
@@ -38,7 +40,8 @@ pub enum Anomaly {
     Reads,
 }
 
-/// How many addresses or keys are remembered. Beyond that those of which nothing was seen for a window are forgotten.
+/// How many addresses or keys are remembered. Beyond that those of which nothing was seen for a window are forgotten, and
+/// further ones are not counted.
 const REMEMBERED: usize = 10_000;
 
 /// How many hours of a key the median is of.
@@ -83,11 +86,11 @@ impl Anomalies {
         }
     }
 
-    /// A key from this address was refused.
+    /// A key from this address was refused. An IPv6 address counts for its /64.
     pub fn refused(&self, address: IpAddr) -> Option<Anomaly> {
         let mut counts = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let is_found =
-            counts.see(address.to_canonical(), self.settings.refused + 1, self.settings.window);
+            counts.see(network(address), self.settings.refused + 1, self.settings.window);
         is_found.then_some(Anomaly::RefusedKeys)
     }
 
@@ -115,6 +118,9 @@ impl<K: Eq + Hash> Counts<K> {
         let is_over = |at: Instant| now.duration_since(at) >= window;
         if self.0.len() >= REMEMBERED {
             self.0.retain(|_, seen| seen.at.back().is_some_and(|at| !is_over(*at)));
+            if self.0.len() >= REMEMBERED && !self.0.contains_key(&who) {
+                return false;
+            }
         }
         let seen = self.0.entry(who).or_default();
         seen.at.push_back(now);

@@ -58,7 +58,7 @@ pub enum NotAuthenticated {
     #[error("the key was revoked")]
     Revoked,
     /// It has expired, or its secret was replaced.
-    #[error("the key has expired, or its secret was rotated")]
+    #[error("the key has expired, or its secret was rotated; `verbatim keys list` shows which")]
     Expired,
     /// It is not accepted from this address.
     #[error("the key is not accepted from this address")]

@@ -135,12 +135,15 @@ impl Drop for Question<'_> {
 }
 
 fn source(address: IpAddr, signer: Option<&str>) -> Source {
-    let network = match address.to_canonical() {
-        // Usually one client has all addresses of a /64.
+    Source { network: network(address), signer: signer.map(str::to_owned) }
+}
+
+/// What counts as one address: usually one client has all addresses of an IPv6 /64.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) & !u128::from(u64::MAX)).into(),
         address @ IpAddr::V4(_) => address,
-    };
-    Source { network, signer: signer.map(str::to_owned) }
+    }
 }
 
 /// Times to come. Those that have passed are forgotten.

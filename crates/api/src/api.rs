@@ -13,7 +13,7 @@ use service::Service;
 use stores::ApiDatabaseServer;
 
 use crate::audit::AuditLog;
-use crate::bodies::Memory;
+use crate::bodies::{Memory, RequestMemory};
 use crate::rates::Rates;
 use crate::read_replica::ReadReplica;
 use crate::settings::Settings;
@@ -30,7 +30,7 @@ pub(crate) struct Api {
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) rates: Rates,
     /// For the bodies of requests.
-    pub(crate) requests: Memory,
+    pub(crate) requests: RequestMemory,
     /// For pages of messages, until they are sent.
     pub(crate) pages: Memory,
     anomalies: Anomalies,
@@ -57,7 +57,7 @@ impl Api {
             replies: receive_replies(service, endpoints),
             amqp_user: is_checked.then(|| endpoints.user().to_owned()),
             rates: Rates::new(settings.key_rate, settings.key_burst),
-            requests: Memory::new(settings.max_requests_bytes.max(settings.max_request_bytes)),
+            requests: RequestMemory::new(settings.max_requests_bytes, settings.max_request_bytes),
             pages: Memory::new(settings.max_pages_bytes.max(settings.max_page_bytes)),
             anomalies: Anomalies::new(settings.anomalies()),
             settings,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use axum::http::HeaderName;
+use axum::http::{HeaderName, Method};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
@@ -68,6 +68,22 @@ fn document() -> Value {
     })
 }
 
+/// Whether an endpoint may answer with this kind of error.
+fn may_answer(endpoint: &Endpoint, kind: Kind) -> bool {
+    let is_of_dead_letters = endpoint.path.starts_with("/api/dead-letters");
+    let is_post = endpoint.method == Method::POST;
+    match kind {
+        // An operator's key may leave the tenant of dead letters out.
+        Kind::TenantRequired => !is_of_dead_letters,
+        Kind::NotSetUp => is_of_dead_letters,
+        Kind::Conflict => is_of_dead_letters && is_post,
+        Kind::NotPublished => is_post,
+        Kind::TooLarge => endpoint.body.is_some(),
+        Kind::Refused => endpoint.publishes == Publishes::Yes,
+        _ => true,
+    }
+}
+
 fn operation(endpoint: &Endpoint, answer: &Value, body: Option<Value>) -> Value {
     let parameters: Vec<Value> = endpoint.parameters.iter().map(|it| parameter(*it)).collect();
     let mut answers = Map::new();
@@ -98,7 +114,7 @@ fn operation(endpoint: &Endpoint, answer: &Value, body: Option<Value>) -> Value 
         "content": { "application/json": { "schema": answer } },
     });
     answers.insert("200".to_owned(), ok);
-    for kind in Kind::ALL {
+    for kind in Kind::ALL.into_iter().filter(|kind| may_answer(endpoint, *kind)) {
         let (status, name, title) = kind.parts();
         let problem = json!({ "$ref": "#/components/schemas/Problem" });
         let entry = answers.entry(status.as_str().to_owned()).or_insert_with(|| {

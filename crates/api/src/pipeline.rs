@@ -104,7 +104,10 @@ async fn frame(State(api): State<Arc<Api>>, mut request: Request, next: Next) ->
         match timeout(api.settings.request_timeout, next.run(request)).await {
             Ok(response) => response,
             Err(_) => {
-                let detail = "the request took longer than VERBATIM_REQUEST_TIMEOUT; ask for less, or repeat it";
+                let limit = api.settings.request_timeout;
+                let detail = format!(
+                    "the request took longer than {limit:?} (VERBATIM_REQUEST_TIMEOUT); ask for less, or repeat it"
+                );
                 let problem =
                     Problem::new(Kind::TooSlow, detail).retry_after(Duration::from_secs(1));
                 reached("unknown", problem.response(&id))
@@ -175,8 +178,7 @@ async fn handle(
         .map_err(|(reason, detail)| refused(&api, address, reason, detail))?;
     let mut limited = |exceeded: Exceeded| {
         *allowance = Some(exceeded.allowance);
-        let detail = "the key made more requests than VERBATIM_KEY_RATE and VERBATIM_KEY_BURST allow; wait as long as \
-                      Retry-After says";
+        let detail = format!("{}; wait as long as Retry-After says", exceeded.allowance);
         Problem::new(Kind::RateLimited, detail).retry_after(exceeded.wait)
     };
     if let Credential::Signature(signature) = &credential {
@@ -204,10 +206,7 @@ async fn handle(
     let (parts, body) = request.into_parts();
     let body = match endpoint.body {
         None => ReadBody::default(),
-        Some(_) => {
-            let largest = api.settings.max_request_bytes;
-            bodies::read(&api.requests, largest, &parts.headers, body).await?
-        }
+        Some(_) => bodies::read(&api.requests, &parts.headers, body).await?,
     };
     if signature.is_some() && parts.headers.contains_key(IDEMPOTENCY_KEY) {
         // Whoever changes it on its way would choose which action counts as a repetition.

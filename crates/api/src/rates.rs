@@ -4,6 +4,7 @@
 //! (draft-ietf-httpapi-ratelimit-headers-10).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -91,6 +92,16 @@ impl Rates {
 
     fn until(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
         self.exhausted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Allowance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rate, burst, .. } = self;
+        write!(
+            f,
+            "the key may make {rate} requests a second (VERBATIM_KEY_RATE), and up to {burst} at once (VERBATIM_KEY_BURST)"
+        )
     }
 }
 

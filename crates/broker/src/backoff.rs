@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_at_most_two_seconds_and_never_end() {
+    fn pauses_grow_to_at_most_one_second_and_never_end() {
         let mut backoff = Backoff::new();
         assert!(backoff.next_pause() <= 2 * FIRST);
         let late: Vec<_> = (0..1000).map(|_| backoff.next_pause()).skip(10).collect();

@@ -47,8 +47,8 @@ pub const LOCKED_FOR_SLOW: Duration = Duration::from_secs(5);
 pub const LOCKED_FOR: Duration = Duration::from_secs(20);
 
 /// The pauses between two probes of an unavailable dependency grow to at most this. So a recovery is noticed
-/// within 5 s.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// within 5 s, although a connection to a server that has just started takes some seconds.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The default of `hold_limit`: how long a batch is held while a dependency is unavailable, before its
 /// messages are requeued. Well below RabbitMQ's `consumer_timeout` of 30 min, which closes the channel.

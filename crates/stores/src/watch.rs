@@ -58,7 +58,7 @@ pub(crate) fn watch<P, F, E>(
 }
 
 /// The pauses of a start that waits for an unavailable server. Jitter at most doubles a pause, so it is at most
-/// [`LONGEST_PAUSE`], 2 s.
+/// [`LONGEST_PAUSE`], 1 s.
 pub(crate) fn pauses() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))

@@ -29,6 +29,8 @@ pub(crate) struct LocalSystem {
     workers: Vec<Worker>,
     fleet: Fleet,
     pub(crate) servers: LocalServers,
+    /// The settings of the API alone.
+    pub(crate) api_settings: Vec<(&'static str, String)>,
 }
 
 impl LocalSystem {
@@ -45,14 +47,17 @@ impl LocalSystem {
         for (name, value) in servers.settings.iter().chain(settings) {
             fleet = fleet.with(name, value);
         }
+        let mut api_settings = Vec::new();
         if let Some(url) = &servers.api_database_url {
             let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-            fleet = fleet.with("API_DATABASE_URL", url).with("API_SECRET", secret);
-            if let Some(url) = &servers.api_operator_database_url {
-                fleet = fleet.with("API_OPERATOR_DATABASE_URL", url);
-            }
+            api_settings.extend([("API_DATABASE_URL", url.clone()), ("API_SECRET", secret)]);
+            let operators = servers.api_operator_database_url.clone();
+            api_settings.extend(operators.map(|url| ("API_OPERATOR_DATABASE_URL", url)));
         }
-        let system = Self { workers: Vec::new(), fleet, servers };
+        for (name, value) in &api_settings {
+            fleet = fleet.with(name, value);
+        }
+        let system = Self { workers: Vec::new(), fleet, servers, api_settings };
         system.verbatim(&["setup"], "").await?;
         Ok(system)
     }

@@ -22,14 +22,16 @@ pub(crate) async fn run(options: ServerOptions) -> Result<()> {
     for (name, value) in &system.servers.settings {
         say::line(&format!("export {name}={value}"));
     }
+    for (name, value) in &system.api_settings {
+        say::line(&format!("export {name}='{value}'"));
+    }
     say::line(&format!("export PATH=\"{}:$PATH\"", testkit::place::profile_dir().display()));
     say::line("verbatim queues");
     match system.api_address() {
         Some(address) => {
+            say::line(&format!("export api=http://{address}"));
             say::line("verbatim keys create --tenant demo --name mine --scope read");
-            say::line(&format!(
-                "curl -H 'Authorization: Bearer vbt_…' http://{address}/api/conversations/list/demo"
-            ));
+            say::line("curl -H 'Authorization: Bearer vbt_…' \"$api/api/conversations/list/demo\"");
         }
         None => say::aside("No API: set API_DATABASE_URL to a role for it on your PostgreSQL."),
     }

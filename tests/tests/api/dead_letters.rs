@@ -179,11 +179,13 @@ async fn a_dead_letter_is_discarded_with_a_reason_and_not_twice() {
     let own = dead_letter_of(&scenario, &api, &acme, &body).await;
     let discard = path_of(&own, "/discard");
     for (body, place) in [
-        (json!({}), "#"),
+        (json!([]), "#"),
+        (json!({}), "#/reason"),
+        (json!({"reason": 1}), "#/reason"),
         (json!({"reason": ""}), "#/reason"),
         (json!({"reason": "a\u{0}"}), "#/reason"),
         (json!({"reason": "x".repeat(1001)}), "#/reason"),
-        (json!({"reason": "x", "why": "y"}), "#"),
+        (json!({"reason": "x", "w/y": "y"}), "#/w~1y"),
     ] {
         let refused = api.post(&acme, &discard, &[], &body).await;
         let problem = with_status(&refused, 422);

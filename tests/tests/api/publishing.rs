@@ -134,9 +134,17 @@ async fn a_dry_run_publishes_nothing_and_a_refused_action_keeps_its_neighbours_f
     for foreign in [json!({"tenant_id": "globex"}), json!({"data": {"tenant_id": "globex"}})] {
         let mut body = save("x");
         body.as_object_mut().unwrap().extend(foreign.as_object().unwrap().clone());
-        let response = api.post(&key, ACTIONS, &[], &body).await;
-        assert!([404, 422].contains(&response.status), "{response:?}");
+        with_status(&api.post(&key, ACTIONS, &[], &body).await, 404);
     }
+    let mut named_below_data = save("x");
+    named_below_data["data"] = json!({"tenant_id": "acme", "action_id": "a"});
+    let dry_run = &format!("{ACTIONS}?dry_run=1");
+    let checked = with_status(&api.post(&key, dry_run, &[], &named_below_data).await, 200);
+    assert_eq!(checked["actions"][0]["id"], "a");
+    let other = &[("idempotency-key", "b")];
+    let problem = with_status(&api.post(&key, dry_run, other, &named_below_data).await, 422);
+    let fault = &problem["errors"][0]["detail"];
+    assert!(fault.as_str().unwrap().contains("Idempotency-Key"), "{problem}");
     let erase = json!({"action_type": "conversation.erase", "session_id": "s"});
     with_status(&api.post(&key, ACTIONS, &[], &erase).await, 403);
     let large = save(&"x".repeat(9 << 20));

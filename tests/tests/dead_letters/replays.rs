@@ -335,7 +335,7 @@ async fn a_cancelled_replay_releases_its_claims_and_records_what_it_published() 
         .collect();
     scenario.store_dead_letters(&dead_letters).await;
     let (replayer, stop, actor) = (replayer(&scenario), CancellationToken::new(), actor());
-    let settings = ReplaySettings { rate: 20.0, ..settings(StopOnFailure::WholeBatch) };
+    let settings = ReplaySettings { rate: Some(20.0), ..settings(StopOnFailure::WholeBatch) };
     let report = replayer
         .run(Selection::All, &actor, &settings, &stop, |progress| {
             if progress.replayed >= 5 {
@@ -432,7 +432,7 @@ fn actor() -> Actor {
 
 /// Settings without watching the outcome, for runs without a worker.
 fn settings(stop: StopOnFailure) -> ReplaySettings {
-    ReplaySettings { rate: 1_000.0, largest_batch: 100, watch: Duration::ZERO, stop }
+    ReplaySettings { rate: Some(1_000.0), largest_batch: 100, watch: Duration::ZERO, stop }
 }
 
 async fn run(replayer: &Replayer, selection: Selection, stop: StopOnFailure) -> ReplayReport {

@@ -201,7 +201,10 @@ async fn a_revoked_or_rotated_key_stops_on_every_replica_with_its_next_refresh()
     fixture.micros.fetch_add(10_000_000, Ordering::Relaxed);
     for replica in &replicas {
         let refused = accepted(replica, &rotated).await.unwrap_err();
-        assert_eq!(refused, "the key has expired, or its secret was rotated");
+        assert_eq!(
+            refused,
+            "the key has expired, or its secret was rotated; `verbatim keys list` shows which"
+        );
         accepted(replica, &new).await.unwrap();
     }
 }

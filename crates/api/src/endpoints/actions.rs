@@ -306,14 +306,17 @@ fn fields_of(text: &str) -> Option<BTreeMap<String, &RawValue>> {
     Some(fields)
 }
 
-/// The text with `tenant_id` and `action_id` where it has none; else as it is. What is no object is left to the decoder.
+/// The text with `tenant_id` and `action_id` where it has none, also below `data`; else as it is. What is no object is left
+/// to the decoder.
 fn completed(text: &str, tenant: &str, key: Option<&str>) -> Vec<u8> {
     let fields: Option<BTreeMap<String, &RawValue>> = serde_json::from_str(text).ok();
     let (Some(fields), Some(rest)) = (fields, text.trim_start().strip_prefix('{')) else {
         return text.as_bytes().to_vec();
     };
     let missing = [("tenant_id", Some(tenant)), ("action_id", key)].into_iter();
-    let missing = missing.filter(|(name, _)| !fields.contains_key(*name));
+    let nested = fields_of(text).unwrap_or_default();
+    let missing =
+        missing.filter(|(name, _)| !fields.contains_key(*name) && !nested.contains_key(*name));
     let mut added: Vec<String> = missing
         .filter_map(|(name, value)| Some(format!("\"{name}\":{}", serde_json::Value::from(value?))))
         .collect();

@@ -68,6 +68,8 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
 
 pub(crate) async fn show(mut call: Call) -> Result<Answer, Problem> {
     let named = Named::of(&mut call)?;
+    // The body, its edited form, and their text in the answer.
+    let share = call.api.pages.take(4 * call.api.settings.max_body_bytes).await?;
     let (_, detail) = found(&call, &named).await?;
     let audited = Audited::Entry {
         action: DEAD_LETTER_READ,
@@ -76,7 +78,6 @@ pub(crate) async fn show(mut call: Call) -> Result<Answer, Problem> {
         detail: json!({}),
     };
     let answer = Answer::json(&DeadLetterDetailView::new(&detail, errors(&call)), audited)?;
-    let share = call.api.pages.take(answer.bytes().len()).await?;
     Ok(answer.holding(share))
 }
 
@@ -92,7 +93,7 @@ pub(crate) async fn replay(mut call: Call) -> Result<Answer, Problem> {
         DeadLetterValidator { max_body_bytes: call.api.settings.max_body_bytes },
     );
     let settings = ReplaySettings {
-        rate: f64::from(u16::MAX),
+        rate: None,
         largest_batch: 1,
         watch: match wait {
             Some(Wait::Durable) => call.api.settings.durable_wait,
@@ -148,7 +149,7 @@ fn replayed(report: &ReplayReport) -> Result<(), Problem> {
 pub(crate) async fn discard(mut call: Call) -> Result<Answer, Problem> {
     let named = Named::of(&mut call)?;
     let DiscardBody { reason } = DiscardBody::parse(&call.body).map_err(|(pointer, detail)| {
-        Problem::invalid(vec![Fault { detail, parameter: None, pointer: Some(pointer.to_owned()) }])
+        Problem::invalid(vec![Fault { detail, parameter: None, pointer: Some(pointer) }])
     })?;
     let (access, detail) = found(&call, &named).await?;
     let id = named.id;

@@ -9,8 +9,8 @@ use dead_letters::ReplayReport;
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::time::time;
@@ -133,9 +133,8 @@ pub(crate) struct FailedAgainView<'a> {
 }
 
 /// Why a dead letter is discarded.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "Discard")]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, JsonSchema)]
+#[schemars(rename = "Discard", deny_unknown_fields)]
 pub(crate) struct DiscardBody {
     /// The reason, for the dead letter and the audit log.
     #[schemars(length(min = 1, max = 1000))]
@@ -154,13 +153,24 @@ pub(crate) struct DiscardedView {
 
 impl DiscardBody {
     /// The body, or the JSON pointer to what is wrong and what that is.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, (&'static str, String)> {
-        let body: Self = serde_json::from_slice(bytes).map_err(|error| ("#", error.to_string()))?;
-        let fault = |detail: &str| Err(("#/reason", detail.to_owned()));
-        match body.reason.chars().count() {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, (String, String)> {
+        let mut fields: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| {
+            ("#".to_owned(), format!("it must be {{\"reason\": \"why\"}}: {error}"))
+        })?;
+        let fault = |detail: &str| Err(("#/reason".to_owned(), detail.to_owned()));
+        let reason = match fields.remove("reason") {
+            Some(Value::String(reason)) => reason,
+            Some(_) => return fault("it must be a text"),
+            None => return fault("it is missing; say why"),
+        };
+        if let Some(unknown) = fields.keys().next() {
+            let pointer = format!("#/{}", unknown.replace('~', "~0").replace('/', "~1"));
+            return Err((pointer, "it is unknown; send `reason` alone".to_owned()));
+        }
+        match reason.chars().count() {
             0 => fault("it is empty; say why"),
-            1..=1_000 if body.reason.contains('\0') => fault("it has the character U+0000"),
-            1..=1_000 => Ok(body),
+            1..=1_000 if reason.contains('\0') => fault("it has the character U+0000"),
+            1..=1_000 => Ok(Self { reason }),
             _ => fault("it has more than 1000 characters"),
         }
     }

@@ -107,7 +107,7 @@ impl DeadLettersReplay {
         let inspector = Inspector::new(broker.endpoints.clone());
         inspector.probe().await.map_err(|error| broker.failure(&error))?;
         let settings = ReplaySettings {
-            rate: self.rate,
+            rate: Some(self.rate),
             largest_batch: self.max_batch,
             watch: self.watch,
             stop: match self.stop_on_failure {

@@ -10,8 +10,8 @@ use uuid::Uuid;
 /// The settings of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplaySettings {
-    /// The most dead letters per second; more than 0.
-    pub rate: f64,
+    /// The most dead letters per second; more than 0. `None`: no limit.
+    pub rate: Option<f64>,
     /// The most dead letters in a batch.
     pub largest_batch: u32,
     /// How long a batch is watched for replays that fail again. The watch ends earlier when all its messages

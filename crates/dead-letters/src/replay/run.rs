@@ -72,17 +72,19 @@ impl Replayer {
             stop,
             cursor: cursor.clone(),
             report,
-            rate_limit: RateLimit::new(settings.rate),
+            rate_limit: RateLimit::new(settings.rate.unwrap_or(f64::INFINITY)),
             batch_size: BatchSize::new(settings.largest_batch),
             failed_again: HashSet::new(),
             succeeded: 0,
             failures_in_a_row: 0,
         };
         if matched > 0 {
-            let detail = json!({
+            let mut detail = json!({
                 "dead_letters": matched, "selection": describe_selection(cursor.selection()),
-                "rate": settings.rate,
             });
+            if let Some(rate) = settings.rate {
+                detail["rate"] = rate.into();
+            }
             self.database.record_run(actor, "dead_letters.replay", &detail).await?;
         }
         let report = run.run(cursor, &mut progress).await;

@@ -32,6 +32,17 @@ where
     }
 }
 
+/// The most messages in a batch of background work. Its steps have at most half as many.
+const BATCH_IN_BACKGROUND: usize = 100;
+
+/// The settings of a consumer whose batches are background work. Such batches take turns: several at once, and larger ones,
+/// would only be settled later, the first one after an outage in particular.
+#[must_use]
+pub fn in_background(settings: &ConsumerSettings) -> ConsumerSettings {
+    let batch_size = settings.batch_size.min(BATCH_IN_BACKGROUND);
+    ConsumerSettings { batch_size, batches_in_flight: 1, ..settings.clone() }
+}
+
 /// What a consumer is made of.
 #[derive(Clone)]
 struct Parts<H> {

@@ -10,5 +10,5 @@
 
 mod consuming;
 
-pub use consuming::{consume, decoder};
+pub use consuming::{consume, decoder, in_background};
 pub use stores::Stores;

@@ -10,7 +10,7 @@ use conversation::{Background, ClaimCriteria, Closer, Deletions, Sessions};
 use domain::fleet;
 use service::Service;
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
-use worker::{Stores, consume, decoder};
+use worker::{Stores, consume, decoder, in_background};
 
 use crate::handler::RecordSessions;
 
@@ -62,7 +62,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         background,
         criteria,
     );
-    consume(&service, &stores, &settings.consuming, handler);
+    consume(&service, &stores, &in_background(&settings.consuming), handler);
     sweep::run(&service, closer, close_interval, close_batch);
     Ok(())
 }
