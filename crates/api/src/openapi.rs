@@ -69,7 +69,7 @@ fn document() -> Value {
 }
 
 /// Whether an endpoint may answer with this kind of error.
-fn may_answer(endpoint: &Endpoint, kind: Kind) -> bool {
+pub(crate) fn may_answer(endpoint: &Endpoint, kind: Kind) -> bool {
     let is_of_dead_letters = endpoint.path.starts_with("/api/dead-letters");
     let is_post = endpoint.method == Method::POST;
     match kind {

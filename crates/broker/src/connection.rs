@@ -11,8 +11,8 @@ use std::io;
 use std::net::{Ipv6Addr, Shutdown};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_rs::Tokio;
 use domain::failure::{Dependency, Unavailable};
@@ -30,8 +30,9 @@ use crate::readable_stream::{ReadableRuntime, ReadableStream};
 const HEARTBEAT_SECONDS: u16 = 8;
 /// The limit for TCP and TLS to one address. A node that is up needs milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The limit for the whole AMQP handshake with one address.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The limits for TCP, TLS and the AMQP handshake with one address: at first, and when earlier ones were too short.
+const LEAST_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+const LONGEST_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The limit for the reply to a request on an open connection. A node under load needs less than a
 /// second; a queue that elects its leader needs a few seconds.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,6 +52,7 @@ pub struct Endpoints {
     process: Arc<str>,
     /// The index of the address that was connected last.
     preferred: Arc<AtomicUsize>,
+    handshake_timeout: HandshakeTimeout,
     /// Of all connections of this process.
     pub(crate) large_bodies: LargeBodies,
 }
@@ -143,8 +145,8 @@ impl Endpoints {
         if addresses.is_empty() {
             return Err(InvalidAddress::Empty);
         }
-        let (preferred, large_bodies) = Default::default();
-        Ok(Self { addresses, process: process.into(), preferred, large_bodies })
+        let (preferred, handshake_timeout, large_bodies) = Default::default();
+        Ok(Self { addresses, process: process.into(), preferred, handshake_timeout, large_bodies })
     }
 
     /// The user of the connections, as the first address names it.
@@ -192,12 +194,19 @@ impl Endpoints {
         let mut last_error = None;
         for index in (0..addresses.len()).map(|n| (first + n) % addresses.len()) {
             let name = format!("{} {purpose}", self.process);
-            match open(addresses[index].clone(), name, limit.clone()).await {
+            let (timeout, began) = (self.handshake_timeout.get(), Instant::now());
+            match open(addresses[index].clone(), name, limit.clone(), timeout).await {
                 Ok(connection) => {
+                    self.handshake_timeout.answered_after(began.elapsed());
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(connection);
                 }
-                Err(error) => last_error = Some(error),
+                Err(error) => {
+                    if began.elapsed() >= timeout {
+                        self.handshake_timeout.was_too_short(timeout);
+                    }
+                    last_error = Some(error);
+                }
             }
         }
         let source = last_error.unwrap_or_else(|| timed_out().into());
@@ -344,7 +353,12 @@ fn ipv6_host(url: &str) -> Option<Ipv6Addr> {
     host.strip_prefix('[')?.split_once(']')?.0.parse().ok()
 }
 
-async fn open(address: AMQPUri, name: String, limit: BodyLimit) -> lapin::Result<Connection> {
+async fn open(
+    address: AMQPUri,
+    name: String,
+    limit: BodyLimit,
+    timeout: Duration,
+) -> lapin::Result<Connection> {
     // lapin's recovery stays off (its default): it stops after 16 tries and does not know what was in
     // flight.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
@@ -375,13 +389,46 @@ async fn open(address: AMQPUri, name: String, limit: BodyLimit) -> lapin::Result
         },
         properties,
     );
-    let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+    let connected = tokio::time::timeout(timeout, handshake).await;
     match connected.unwrap_or_else(|_| Err(timed_out().into())) {
         Ok(amqp) => Ok(Connection { amqp, socket }),
         Err(error) => {
             socket.close();
             Err(error)
         }
+    }
+}
+
+/// How long a new connection is waited for. A server that is starting accepts connections to which it never responds, so it
+/// is short. A server that is slow, or far away, gets more time at the next try.
+#[derive(Debug, Clone)]
+struct HandshakeTimeout(Arc<Mutex<Duration>>);
+
+impl Default for HandshakeTimeout {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(LEAST_HANDSHAKE_TIMEOUT)))
+    }
+}
+
+impl HandshakeTimeout {
+    fn get(&self) -> Duration {
+        *self.lock()
+    }
+
+    /// This one was too short. Several tries that began together count once.
+    fn was_too_short(&self, timeout: Duration) {
+        let mut next = self.lock();
+        *next = (*next).max(timeout.saturating_mul(2).min(LONGEST_HANDSHAKE_TIMEOUT));
+    }
+
+    /// The server answered after this time.
+    fn answered_after(&self, time: Duration) {
+        let twice = time.saturating_mul(2);
+        *self.lock() = twice.clamp(LEAST_HANDSHAKE_TIMEOUT, LONGEST_HANDSHAKE_TIMEOUT);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Duration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -392,6 +439,23 @@ fn timed_out() -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_is_slow_to_accept_gets_more_time_and_one_that_is_fast_less_again() {
+        let (timeout, seconds) = (HandshakeTimeout::default(), Duration::from_secs);
+        assert_eq!(timeout.get(), seconds(2));
+        for expected in [4, 5, 5] {
+            let limit = timeout.get();
+            // Two connections that began together.
+            timeout.was_too_short(limit);
+            timeout.was_too_short(limit);
+            assert_eq!(timeout.get(), seconds(expected));
+        }
+        timeout.answered_after(Duration::from_millis(1_500));
+        assert_eq!(timeout.get(), seconds(3));
+        timeout.answered_after(Duration::from_millis(20));
+        assert_eq!(timeout.get(), seconds(2));
+    }
 
     #[test]
     fn addresses_separated_by_commas_are_one_cluster() {

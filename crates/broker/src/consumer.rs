@@ -222,22 +222,26 @@ impl<H: Handler> Consumer<H> {
     async fn wait_for_messages(&self, shutdown: &CancellationToken) {
         let (Some(inspector), shared) = (&self.inspector, &self.shared) else { return };
         let mut failing = RepeatedFailure::default();
+        let mut backoff = Backoff::new();
         loop {
             let depth = inspector.depth(shared.source.queue());
             let Some(depth) = shutdown.run_until_cancelled(depth).await else { return };
-            match depth {
+            let until_next = match depth {
                 Ok(depth) if depth.ready > 0 => return,
                 Ok(_) => {
-                    failing = RepeatedFailure::default();
+                    (failing, backoff) = (RepeatedFailure::default(), Backoff::new());
                     shared.state.send_replace(ConsumerState::QueueEmpty);
+                    shared.settings.depth_interval
                 }
                 Err(error) => {
                     let log = failing.failed(Instant::now().into_std());
                     shared.observer.not_registered(&error, log);
                     shared.state.send_replace(ConsumerState::Connecting);
+                    // Until it is read again, the process is not ready.
+                    backoff.next_pause()
                 }
-            }
-            pause(shared.settings.depth_interval, shutdown).await;
+            };
+            pause(until_next, shutdown).await;
         }
     }
 

@@ -157,6 +157,25 @@ async fn a_slow_queue_is_consumed_only_while_it_has_messages() {
 }
 
 #[tokio::test]
+async fn a_slow_queue_that_cannot_be_looked_at_is_looked_at_again_before_the_interval_ends() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::before(&bench.url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    let settings = Settings { depth_interval: Duration::from_hours(1), ..Settings::default() };
+    proxy.cut().await.unwrap();
+    let mut slow = bench.run_slow_at(endpoints, SOURCE, &Script::default(), settings);
+    let failures = Counter::ConsumerRestarts { queue: SLOW, cause: ConsumerRestart::Error };
+    eventually("a look that failed", LIMIT, async || match bench.metrics.count(failures) {
+        0 => Err("none so far".to_owned()),
+        _ => Ok(()),
+    })
+    .await;
+    proxy.restore().await.unwrap();
+    slow.reaches(ConsumerState::QueueEmpty).await;
+    slow.drain().await;
+}
+
+#[tokio::test]
 async fn the_consumer_of_a_slow_queue_survives_a_lost_connection_and_a_missing_queue() {
     let bench = Bench::new().await;
     let proxy = Proxy::before(&bench.url).await.unwrap();
