@@ -160,6 +160,9 @@ struct Found {
     answers: Option<String>,
 }
 
+/// The place of a message in the list of those that are looked for, and the columns of [`Found`].
+type FoundRow = (i64, bool, Option<String>, String, bool, Option<String>);
+
 /// What is left of a tool call whose other half was deleted.
 struct OtherHalves {
     conversation: i64,
@@ -213,7 +216,7 @@ async fn find<'a>(
         return Ok(BTreeMap::new());
     }
     // LATERAL, so that the plan does not depend on table statistics: one look-up for each, in this order.
-    let rows: Vec<(i64, bool, Option<String>, String, bool, Option<String>)> = sqlx::query_as(
+    let rows: Vec<FoundRow> = sqlx::query_as(
         "SELECT k.n, m.is_deleted, m.deleted_by, m.place, m.has_calls, m.tool_call_id
          FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS k (conversation, id, n)
          CROSS JOIN LATERAL (SELECT created_at IS NULL AS is_deleted, deleted_by, ctid::text AS place,
