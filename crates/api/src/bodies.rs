@@ -2,7 +2,7 @@
 //!
 //! A request takes memory as bytes arrive, so a client that sends slowly holds no more than it sent. When none is left, the
 //! request waits until it gets as much as the largest body at once, from a part of the memory that is kept for that, and
-//! gives back what it had. So bodies that together are larger than the memory are read one after another: none waits for a
+//! releases what it had. So bodies that together are larger than the memory are read one after another: none waits for a
 //! rest that another one holds. An answer holds its memory until it is sent.
 
 use std::sync::Arc;

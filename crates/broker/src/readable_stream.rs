@@ -19,7 +19,7 @@ use lapin::AsyncTcpStream;
 use crate::body_limit::BodyLimit;
 use crate::frames::Frames;
 
-type Tcp = <Tokio as Reactor>::TcpStream;
+pub(crate) type Tcp = <Tokio as Reactor>::TcpStream;
 
 /// A connection to RabbitMQ, encrypted or not.
 pub(crate) struct ReadableStream {

@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn pauses_double_up_to_a_cap() {
         let pauses: Vec<u128> = (1..=7).map(|n| pause(n).as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 2000, 2000]);
+        assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000, 1000]);
         assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
     }
 }

@@ -225,7 +225,7 @@ async fn memory_stays(workers: [&Worker; 5], during: Duration) {
     let began = Instant::now();
     let mut samples = interval(during / 100);
     samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut settled, mut highest) = ([0; 4], [0; 4]);
+    let (mut settled, mut highest) = ([0; 5], [0; 5]);
     while began.elapsed() < during {
         samples.tick().await;
         let now = workers.map(resident_kib);
