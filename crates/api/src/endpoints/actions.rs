@@ -314,9 +314,10 @@ fn completed(text: &str, tenant: &str, key: Option<&str>) -> Vec<u8> {
         return text.as_bytes().to_vec();
     };
     let missing = [("tenant_id", Some(tenant)), ("action_id", key)].into_iter();
-    let nested = fields_of(text).unwrap_or_default();
-    let missing =
-        missing.filter(|(name, _)| !fields.contains_key(*name) && !nested.contains_key(*name));
+    let missing: Vec<_> = missing.filter(|(name, _)| !fields.contains_key(*name)).collect();
+    // Read only where something is missing: it may be large.
+    let nested = (!missing.is_empty()).then(|| fields_of(text)).flatten().unwrap_or_default();
+    let missing = missing.into_iter().filter(|(name, _)| !nested.contains_key(*name));
     let mut added: Vec<String> = missing
         .filter_map(|(name, value)| Some(format!("\"{name}\":{}", serde_json::Value::from(value?))))
         .collect();
