@@ -195,6 +195,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn addresses_of_one_ipv6_network_count_together_and_many_networks_are_not_remembered() {
+        let anomalies = anomalies();
+        let address = |network: usize, host: usize| {
+            format!("2001:db8:0:{network:x}::{host:x}").parse().unwrap()
+        };
+        let found: Vec<usize> =
+            (1..=30).filter(|host| anomalies.refused(address(1, *host)).is_some()).collect();
+        assert_eq!(found, [11]);
+        for network in 2..=2 * REMEMBERED {
+            assert_eq!(anomalies.refused(address(network, 1)), None);
+        }
+        assert_eq!(anomalies.refused.lock().unwrap().0.len(), REMEMBERED);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_refused_key_every_minute_is_normal() {
         let anomalies = anomalies();
         let address = "192.0.2.1".parse().unwrap();

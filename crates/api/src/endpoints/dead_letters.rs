@@ -68,8 +68,9 @@ pub(crate) async fn list(mut call: Call) -> Result<Answer, Problem> {
 
 pub(crate) async fn show(mut call: Call) -> Result<Answer, Problem> {
     let named = Named::of(&mut call)?;
-    // The body, its edited form, and their text in the answer.
-    let share = call.api.pages.take(4 * call.api.settings.max_body_bytes).await?;
+    // Before it is read: the body, its edited form, and their text in the answer.
+    let expected = 4 * call.api.settings.max_body_bytes;
+    let mut share = call.api.pages.take(expected).await?;
     let (_, detail) = found(&call, &named).await?;
     let audited = Audited::Entry {
         action: DEAD_LETTER_READ,
@@ -78,6 +79,11 @@ pub(crate) async fn show(mut call: Call) -> Result<Answer, Problem> {
         detail: json!({}),
     };
     let answer = Answer::json(&DeadLetterDetailView::new(&detail, errors(&call)), audited)?;
+    // A larger body, or control characters, which JSON writes in six bytes each.
+    let more = answer.bytes().len().saturating_sub(expected);
+    if more > 0 {
+        share.merge(call.api.pages.take(more).await?);
+    }
     Ok(answer.holding(share))
 }
 
